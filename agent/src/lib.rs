@@ -1,1 +1,14 @@
+//! The waylay agent: takes the connections that the kernel hands over, and serves them as an Envoy sidecar would.
+//!
+//! Read [`pipeline`] first: it is the way of a connection, and all the branching of it.
+#![forbid(unsafe_code)]
 
+pub mod addr;
+pub mod cluster;
+pub mod drain;
+pub mod http;
+pub mod kernel;
+pub mod listener;
+pub mod snapshot;
+pub mod telemetry;
+pub mod worker;

@@ -1,0 +1,218 @@
+//! Clusters: named groups of endpoints, and the choice of one.
+//!
+//! Before: a TCP proxy or a route that names a cluster. After: a connection to the endpoint.
+
+pub mod connect;
+pub mod endpoint;
+pub mod select;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use http::HeaderName;
+
+use crate::telemetry::stats::ClusterStats;
+
+use endpoint::EndpointSet;
+
+/// One cluster, validated.
+#[derive(Debug)]
+pub struct Cluster {
+    /// Unique among the clusters.
+    pub name: Arc<str>,
+    /// Where its endpoints come from.
+    pub discovery: Discovery,
+    /// How one of them is chosen.
+    pub lb_policy: LbPolicy,
+    /// Default 5 s.
+    pub connect_timeout: Duration,
+    /// What the endpoints speak; meaningless for TCP.
+    pub protocol: UpstreamProtocol,
+    /// Active health checks.
+    pub health_checks: Vec<HealthCheck>,
+    /// Below this percentage of healthy endpoints all of them are used; 0 (the default) never does that.
+    pub healthy_panic_threshold: u8,
+    /// Limits on what is open or in flight at once.
+    pub circuit_breakers: CircuitBreakers,
+    /// Idle pooled connections are closed after it. Default 1 h.
+    pub idle_timeout: Option<Duration>,
+    /// A pooled connection is retired after so many requests.
+    pub max_requests_per_connection: Option<u32>,
+    /// The endpoints now. Replaced as a whole when discovery or health changes it; the agent's main thread is the only
+    /// writer.
+    pub endpoints: ArcSwap<EndpointSet>,
+    /// Kept across reloads by name.
+    pub stats: Arc<ClusterStats>,
+}
+
+/// Envoy's cluster `type`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Discovery {
+    /// The endpoints of the configuration, IP addresses all.
+    Static,
+    /// Where the client wanted to go.
+    OriginalDst,
+    /// Every address of every name is an endpoint.
+    StrictDns {
+        /// The names, each with its port and weight.
+        names: Vec<DnsName>,
+        /// Default 5 s.
+        refresh_rate: Duration,
+        /// The records' own time to live replaces `refresh_rate`.
+        respect_dns_ttl: bool,
+        /// Which families are asked for.
+        lookup_family: DnsLookupFamily,
+    },
+}
+
+/// One name of a `strict_dns` cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DnsName {
+    /// Host name or IP address.
+    pub host: String,
+    /// Of all its addresses.
+    pub port: u16,
+    /// Of each of its addresses, 1 to 128.
+    pub weight: u32,
+}
+
+/// Envoy's `dns_lookup_family`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DnsLookupFamily {
+    /// IPv6 addresses; IPv4 when there are none.
+    #[default]
+    Auto,
+    /// IPv4 only.
+    V4Only,
+    /// IPv6 only.
+    V6Only,
+    /// Both.
+    All,
+}
+
+/// Envoy's `lb_policy`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LbPolicy {
+    /// In turn, by weight.
+    #[default]
+    RoundRobin,
+    /// The one with fewest requests of two drawn at random; by weight when weights differ.
+    LeastRequest,
+    /// At random, by weight.
+    Random,
+}
+
+/// What an HTTP cluster's endpoints speak.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum UpstreamProtocol {
+    /// HTTP/1.1.
+    #[default]
+    Http1,
+    /// HTTP/2 by prior knowledge.
+    Http2,
+    /// What the client spoke (`use_downstream_protocol`).
+    Downstream,
+}
+
+/// Envoy's `HealthCheck`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// Of one check.
+    pub timeout: Duration,
+    /// Between two checks of one endpoint.
+    pub interval: Duration,
+    /// Up to this much is added to the interval, at random.
+    pub interval_jitter: Duration,
+    /// Failures in a row that make an endpoint unhealthy.
+    pub unhealthy_threshold: u32,
+    /// Successes in a row that make it healthy again; the first check of all counts at once.
+    pub healthy_threshold: u32,
+    /// What is asked.
+    pub kind: HealthCheckKind,
+}
+
+/// What a health check asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HealthCheckKind {
+    /// A connection; optionally bytes to send and bytes that must come back.
+    Tcp {
+        /// Sent after connecting.
+        send: Option<Vec<u8>>,
+        /// Must occur in what comes back, in this order.
+        receive: Vec<Vec<u8>>,
+    },
+    /// A GET request.
+    Http {
+        /// Its path.
+        path: String,
+        /// Its Host header; the cluster's name by default.
+        host: Option<String>,
+        /// Ranges `[start, end)` of good statuses; 200 by default.
+        expected_statuses: Vec<(u16, u16)>,
+        /// Ranges whose failures count towards the threshold instead of at once.
+        retriable_statuses: Vec<(u16, u16)>,
+    },
+}
+
+/// Envoy's `circuit_breakers`, default priority.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CircuitBreakers {
+    /// Connections open at once. Default 1024.
+    pub max_connections: u32,
+    /// Requests waiting for a connection at once. Default 1024.
+    pub max_pending_requests: u32,
+    /// Requests in flight at once. Default 1024.
+    pub max_requests: u32,
+    /// Retries in flight at once. Default 3.
+    pub max_retries: u32,
+}
+
+impl Default for CircuitBreakers {
+    fn default() -> Self {
+        Self { max_connections: 1024, max_pending_requests: 1024, max_requests: 1024, max_retries: 3 }
+    }
+}
+
+/// Which cluster a connection or request goes to.
+#[derive(Clone, Debug)]
+pub enum ClusterSpecifier {
+    /// This one.
+    Cluster(Arc<Cluster>),
+    /// One of these, drawn by weight.
+    Weighted(WeightedClusters),
+    /// The one that this request header names (HTTP only).
+    Header(HeaderName),
+}
+
+/// Clusters with their weights; the sum is at least 1 and fits an u32.
+#[derive(Clone, Debug)]
+pub struct WeightedClusters {
+    entries: Vec<(Arc<Cluster>, u32)>,
+    total: u32,
+}
+
+impl WeightedClusters {
+    /// `None` when the weights sum to 0 or to more than `u32::MAX`.
+    pub fn new(entries: Vec<(Arc<Cluster>, u32)>) -> Option<Self> {
+        let total = entries.iter().try_fold(0_u32, |sum, (_, weight)| sum.checked_add(*weight))?;
+        (total > 0).then_some(Self { entries, total })
+    }
+
+    /// Draws with `random`: the first cluster whose cumulative weight exceeds `random % total`.
+    pub fn pick(&self, random: u64) -> &Arc<Cluster> {
+        let mut point = random % u64::from(self.total);
+        for (cluster, weight) in &self.entries {
+            match point.checked_sub(u64::from(*weight)) {
+                Some(rest) => point = rest,
+                None => return cluster,
+            }
+        }
+        unreachable!("the point is below the sum of the weights")
+    }
+
+    /// All of them, as configured.
+    pub fn entries(&self) -> &[(Arc<Cluster>, u32)] {
+        &self.entries
+    }
+}

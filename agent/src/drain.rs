@@ -1,0 +1,134 @@
+//! The end of the agent's life, in three steps: stop accepting, let what is in flight finish, close what remains.
+//!
+//! Written by the signal handler; read by every worker and connection.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// Where the agent is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Accepting and serving.
+    Serving,
+    /// No new connections; those in flight have until the deadline.
+    Draining {
+        /// What is left then is closed.
+        deadline: Instant,
+    },
+    /// Everything is closed now.
+    Closing,
+}
+
+/// Tells the phase to whoever has to know. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Drain {
+    phase: watch::Receiver<Phase>,
+    open: Arc<watch::Sender<usize>>,
+}
+
+/// Moves the phase on; the main thread has the only one.
+#[derive(Debug)]
+pub struct DrainControl {
+    phase: watch::Sender<Phase>,
+    open: Arc<watch::Sender<usize>>,
+}
+
+/// An agent that serves, and the control to end it.
+pub fn channel() -> (DrainControl, Drain) {
+    let (phase, receiver) = watch::channel(Phase::Serving);
+    let open = Arc::new(watch::Sender::new(0));
+    (DrainControl { phase, open: open.clone() }, Drain { phase: receiver, open })
+}
+
+impl DrainControl {
+    /// Begins to drain: done when nothing is open any more or `timeout` has passed. Returns how many connections were
+    /// closed by force.
+    pub async fn drain(&self, timeout: Duration) -> usize {
+        let deadline = Instant::now() + timeout;
+        self.phase.send_replace(Phase::Draining { deadline });
+        let mut open = self.open.subscribe();
+        let finished = tokio::time::timeout_at(deadline, open.wait_for(|open| *open == 0)).await;
+        self.phase.send_replace(Phase::Closing);
+        if finished.is_ok() { 0 } else { *self.open.borrow() }
+    }
+
+    /// Closes everything at once.
+    pub fn close(&self) {
+        self.phase.send_replace(Phase::Closing);
+    }
+
+    /// Waits until nothing is open any more, after the forced close: long enough for records to be written.
+    pub async fn closed(&self, timeout: Duration) {
+        let mut open = self.open.subscribe();
+        let _ = tokio::time::timeout(timeout, open.wait_for(|open| *open == 0)).await;
+    }
+}
+
+impl Drain {
+    /// The phase now.
+    pub fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    /// Whether no new work should be begun.
+    pub fn is_draining(&self) -> bool {
+        self.phase() != Phase::Serving
+    }
+
+    /// Resolves when draining begins.
+    pub async fn draining(&self) {
+        let mut phase = self.phase.clone();
+        // An error means that the control is gone, and with it the agent.
+        let _ = phase.wait_for(|phase| *phase != Phase::Serving).await;
+    }
+
+    /// Resolves when everything has to close.
+    pub async fn closing(&self) {
+        let mut phase = self.phase.clone();
+        let _ = phase.wait_for(|phase| *phase == Phase::Closing).await;
+    }
+
+    /// Counts one open connection until the guard is dropped.
+    pub fn open(&self) -> Open {
+        self.open.send_modify(|open| *open += 1);
+        Open(self.open.clone())
+    }
+}
+
+/// One open connection.
+#[derive(Debug)]
+pub struct Open(Arc<watch::Sender<usize>>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.send_modify(|open| *open -= 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn draining_ends_when_the_last_connection_closes() {
+        let (control, drain) = channel();
+        let connection = drain.open();
+        tokio::spawn(async move {
+            drain.draining().await;
+            drop(connection);
+        });
+        assert_eq!(control.drain(Duration::from_secs(30)).await, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_outlives_the_deadline_is_counted_and_told_to_close() {
+        let (control, drain) = channel();
+        let _connection = drain.open();
+        assert_eq!(control.drain(Duration::from_secs(30)).await, 1);
+        drain.closing().await;
+        assert_eq!(drain.phase(), Phase::Closing);
+    }
+}

@@ -1,0 +1,1 @@
+//! Listener filters: look at the first bytes of a connection without consuming them.

@@ -1,0 +1,123 @@
+//! Listeners: what a connection meets first.
+//!
+//! Before: the accepted socket and its original destination. After: the network filter of the chosen filter chain,
+//! [`crate::tcp`] or [`crate::http`]. Nothing here does I/O but [`filter`], which looks at the first bytes.
+
+pub mod chain;
+pub mod dispatch;
+pub mod filter;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::cluster::ClusterSpecifier;
+use crate::http::HttpConnectionManager;
+use crate::telemetry::stats::ListenerStats;
+
+use chain::FilterChains;
+
+/// One listener, every name in it resolved.
+#[derive(Debug)]
+pub struct Listener {
+    /// Unique among the listeners.
+    pub name: Arc<str>,
+    /// What it is bound to, or the original destination by which it is found.
+    pub address: SocketAddr,
+    /// Whether it has a socket of its own.
+    pub binding: Binding,
+    /// Whether its connections are handed to the listener of their original destination.
+    pub hand_off: HandOff,
+    /// In the order in which they run.
+    pub listener_filters: Vec<ListenerFilter>,
+    /// How long the listener filters may wait for bytes; `None` is for ever.
+    pub listener_filters_timeout: Option<Duration>,
+    /// What follows when they waited in vain.
+    pub on_filters_timeout: OnFiltersTimeout,
+    /// Its filter chains, with the default one.
+    pub chains: FilterChains,
+    /// Kept across reloads by name.
+    pub stats: Arc<ListenerStats>,
+}
+
+/// Whether a listener has a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Binding {
+    /// It listens: one SO_REUSEPORT socket per worker, or one socket that all share.
+    Socket {
+        /// Envoy's `enable_reuse_port`.
+        reuse_port: ReusePort,
+        /// The length of the accept queue.
+        backlog: u32,
+    },
+    /// `bind_to_port: false`: reached only by original destination.
+    Virtual,
+}
+
+/// How workers share a listening address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReusePort {
+    /// A socket per worker; the kernel spreads connections.
+    PerWorker,
+    /// One socket; whichever worker is free accepts.
+    Shared,
+}
+
+/// Envoy's `use_original_dst`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HandOff {
+    /// Only connections that the kernel redirected are served, each by the listener of its original destination.
+    ByOriginalDst,
+    /// Connections stay here; the destination is the accepted socket's local address.
+    Stay,
+}
+
+/// What happens to a connection whose listener filters ran out of time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnFiltersTimeout {
+    /// Go on with what is known (usually: raw bytes).
+    Continue,
+    /// Close the connection.
+    Close,
+}
+
+/// Looks at the first bytes of a connection without consuming them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListenerFilter {
+    /// ClientHello: transport protocol, server name, ALPN.
+    TlsInspector,
+    /// Request line or HTTP/2 preface.
+    HttpInspector,
+}
+
+impl ListenerFilter {
+    /// The name by which the configuration calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::TlsInspector => "tls_inspector",
+            Self::HttpInspector => "http_inspector",
+        }
+    }
+}
+
+/// What serves the connection in the end.
+#[derive(Debug)]
+pub enum NetworkFilter {
+    /// Bytes.
+    Tcp(TcpProxy),
+    /// Requests.
+    Http(Arc<HttpConnectionManager>),
+}
+
+/// Envoy's `tcp_proxy`.
+#[derive(Debug)]
+pub struct TcpProxy {
+    /// Where to.
+    pub cluster: ClusterSpecifier,
+    /// Closes a connection on which nothing moved either way; `None` is never. Default 1 h.
+    pub idle_timeout: Option<Duration>,
+    /// Endpoints tried before giving up. Default 1.
+    pub max_connect_attempts: u32,
+    /// Closes a connection that lasted so long (flag DT).
+    pub max_downstream_connection_duration: Option<Duration>,
+}

@@ -1,0 +1,103 @@
+//! The whole configuration as the data path sees it: immutable, every name resolved, published by one atomic swap.
+//!
+//! Before: [`crate::config`], which makes it. After: [`crate::pipeline`], which reads it. A connection keeps the
+//! snapshot it started with.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use crate::cluster::Cluster;
+use crate::cluster::endpoint::EndpointRegistry;
+use crate::http::route::RouteConfig;
+use crate::kernel::{OnAgentLoss, Policy};
+use crate::listener::dispatch::Listeners;
+use crate::telemetry::stats::Registry;
+
+/// One configuration, resolved.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Where it came from.
+    pub origin: Origin,
+    /// What the kernel takes; `None` when no listener uses the original destination.
+    pub intercept: Option<Intercept>,
+    /// Found by original destination.
+    pub listeners: Listeners,
+    /// By name; inline ones included.
+    pub route_configs: BTreeMap<Arc<str>, Arc<RouteConfig>>,
+    /// By name.
+    pub clusters: BTreeMap<Arc<str>, Arc<Cluster>>,
+    /// Where the agent answers for itself.
+    pub admin: Admin,
+    /// Where access records go.
+    pub access_log: Vec<AccessLog>,
+    /// How long connections in flight may take after SIGTERM. Default 30 s.
+    pub drain_timeout: Duration,
+}
+
+/// Where a snapshot came from.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// The file, or a short description when there was none.
+    pub source: String,
+    /// Its text, for `/config_dump`.
+    pub text: Arc<str>,
+    /// 1 for the first, counted up with each reload.
+    pub version: u64,
+    /// When it was loaded.
+    pub loaded_at: SystemTime,
+}
+
+/// What the kernel takes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Intercept {
+    /// Below the cgroup2 mount, beginning with `/`.
+    pub cgroup: PathBuf,
+    /// Which destinations.
+    pub policy: Policy,
+    /// What connects meet when the agent hangs.
+    pub on_agent_loss: OnAgentLoss,
+    /// How many handshakes may be under way at once.
+    pub handover_entries: u32,
+}
+
+/// Where the agent answers for itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admin {
+    /// The unix socket that only root may open; default `/run/waylay/admin.sock`.
+    pub socket: PathBuf,
+    /// Prometheus metrics; default 127.0.0.1:15090, `None` for off.
+    pub prometheus: Option<SocketAddr>,
+    /// Readiness; default 127.0.0.1:15021, `None` for off.
+    pub readiness: Option<SocketAddr>,
+}
+
+/// One destination of access records.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessLog {
+    /// `/dev/stdout`, `/dev/stderr` or a file that is appended to.
+    pub path: PathBuf,
+    /// How a record is written.
+    pub format: AccessLogFormat,
+}
+
+/// How a record is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AccessLogFormat {
+    /// Envoy's default line.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What outlives snapshots: state that a reload must not reset.
+#[derive(Debug, Default)]
+pub struct Runtime {
+    /// Statistics by name.
+    pub stats: Arc<Registry>,
+    /// Endpoints by identity.
+    pub endpoints: Arc<EndpointRegistry>,
+}
