@@ -1,0 +1,238 @@
+//! A place for one test: network namespace, cgroups, folder.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context, Result, ensure};
+use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::process::{Child, Finished};
+use crate::{Agent, Origin};
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// Names of the two cgroups of a world.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The intercepted programs.
+    App,
+    /// The agent, the origins, everything that is not intercepted.
+    Outside,
+}
+
+/// A place of its own; see the crate's documentation.
+#[derive(Debug)]
+pub struct World {
+    name: String,
+    cgroup_mount: PathBuf,
+    folder: tempfile::TempDir,
+    origins: Mutex<Vec<Arc<Origin>>>,
+}
+
+impl World {
+    /// Makes one.
+    ///
+    /// # Panics
+    /// Not root, or no cgroup2, or no network namespaces: a privileged test that cannot run fails.
+    pub fn new() -> Self {
+        Self::build().expect("a world for the test (these tests need root: run `cargo xtask test`)")
+    }
+
+    fn build() -> Result<Self> {
+        ensure!(nix::unistd::geteuid().is_root(), "these tests need root");
+        let name = format!("wl-{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed));
+        let folder = tempfile::Builder::new().prefix(&format!("{name}-")).tempdir()?;
+        let world = Self { name, cgroup_mount: cgroup2_mount()?, folder, origins: Mutex::default() };
+        run("ip", &["netns", "add", &world.name])?;
+        world.host("ip", &["link", "set", "lo", "up"])?;
+        for side in [Side::App, Side::Outside] {
+            let path = world.cgroup(side);
+            fs::create_dir_all(&path).with_context(|| format!("creating {}", path.display()))?;
+        }
+        Ok(world)
+    }
+
+    /// Its name: unique on the machine.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The folder of the test's files; removed with the world.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The folder of a cgroup of this world.
+    pub fn cgroup(&self, side: Side) -> PathBuf {
+        self.cgroup_mount.join(self.cgroup_name(side).trim_start_matches('/'))
+    }
+
+    /// The path of a cgroup below the cgroup2 mount, as the configuration names it.
+    pub fn cgroup_name(&self, side: Side) -> String {
+        match side {
+            Side::App => format!("/{}/app", self.name),
+            Side::Outside => format!("/{}/outside", self.name),
+        }
+    }
+
+    /// The network namespace, as `nsenter --net` takes it.
+    pub fn netns(&self) -> PathBuf {
+        Path::new("/var/run/netns").join(&self.name)
+    }
+
+    /// Writes a file into the world's folder.
+    pub fn file(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.folder().join(name);
+        fs::write(&path, text).expect("writing a file of the test");
+        path
+    }
+
+    /// The arguments that start a program in this world.
+    pub fn command(&self, side: Side, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        self.command_in(&self.cgroup(side), program)
+    }
+
+    /// The same in any cgroup.
+    pub fn command_in(&self, cgroup: &Path, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        // `ip netns exec` would remount /sys and hide the cgroups: join the cgroup first, then the namespace.
+        let mut command = Command::new("sh");
+        command
+            .arg("-c")
+            .arg("echo $$ >\"$1/cgroup.procs\" && ns=$2 && shift 2 && exec nsenter --net=\"$ns\" -- \"$@\"")
+            .arg("sh")
+            .arg(cgroup)
+            .arg(self.netns())
+            .arg(program.as_ref());
+        command
+    }
+
+    /// Runs a program inside to its end.
+    pub fn run(&self, side: Side, program: &str, args: &[&str]) -> Finished {
+        let mut command = self.command(side, program);
+        command.args(args);
+        Finished::of(command)
+    }
+
+    /// Runs an intercepted program to its end.
+    pub fn app(&self, program: &str, args: &[&str]) -> Finished {
+        self.run(Side::App, program, args)
+    }
+
+    /// Runs an intercepted Python program to its end; it must succeed.
+    #[track_caller]
+    pub fn python(&self, program: &str) -> String {
+        self.app("python3", &["-c", program]).success()
+    }
+
+    /// Starts a program inside that runs until it is dropped.
+    pub fn spawn(&self, side: Side, program: impl AsRef<std::ffi::OsStr>, args: &[&str]) -> Child {
+        let mut command = self.command(side, program);
+        command.args(args);
+        Child::spawn(command)
+    }
+
+    /// Runs a set-up command inside the network namespace.
+    pub fn host(&self, program: &str, args: &[&str]) -> Result<()> {
+        let mut all = vec!["--net=/var/run/netns/".to_owned() + &self.name, "--".to_owned(), program.to_owned()];
+        all.extend(args.iter().map(|arg| (*arg).to_owned()));
+        run("nsenter", &all.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// Calls `inside` on a thread that has entered the network namespace; sockets made there stay there.
+    pub fn inside<T: Send>(&self, inside: impl FnOnce() -> T + Send) -> T {
+        let namespace = fs::File::open(self.netns()).expect("the world's network namespace");
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(move || {
+                setns(namespace, CloneFlags::CLONE_NEWNET).expect("entering the network namespace");
+                inside()
+            });
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Starts an origin that answers HTTP requests with its name.
+    pub fn origin(&self, name: &str, address: &str) -> Arc<Origin> {
+        let listener = self.inside(|| std::net::TcpListener::bind(address).expect("binding an origin"));
+        let origin = Arc::new(Origin::serve(name, listener));
+        self.origins.lock().expect("origins").push(origin.clone());
+        origin
+    }
+
+    /// Starts the agent with this configuration and waits until it is ready.
+    pub fn agent(&self, config: &str) -> Agent {
+        Agent::start(self, config)
+    }
+
+    /// Pids in a cgroup of this world.
+    pub fn pids(&self, side: Side) -> Vec<i32> {
+        pids(&self.cgroup(side))
+    }
+}
+
+impl Default for World {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let top = self.cgroup_mount.join(&self.name);
+        remove_cgroup(&top);
+        let _ = run("ip", &["netns", "del", &self.name]);
+    }
+}
+
+/// Ends what is still running in `path` and below, and removes it.
+fn remove_cgroup(path: &Path) {
+    if let Ok(entries) = fs::read_dir(path) {
+        for entry in entries.flatten().filter(|entry| entry.path().is_dir()) {
+            remove_cgroup(&entry.path());
+        }
+    }
+    for _ in 0..200 {
+        for pid in pids(path) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        if fs::remove_dir(path).is_ok() || !path.exists() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    eprintln!("could not remove the cgroup {}", path.display());
+}
+
+fn pids(cgroup: &Path) -> Vec<i32> {
+    let text = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    text.lines().filter_map(|line| line.parse().ok()).collect()
+}
+
+/// The cgroup2 mount, found by its file-system type.
+///
+/// # Errors
+/// There is none.
+pub fn cgroup2_mount() -> Result<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    mounts
+        .lines()
+        .map(|line| line.split(' ').collect::<Vec<_>>())
+        .find(|fields| fields.get(2) == Some(&"cgroup2"))
+        .and_then(|fields| fields.get(1).map(PathBuf::from))
+        .context("no cgroup2 file system is mounted")
+}
+
+fn run(program: &str, args: &[&str]) -> Result<()> {
+    let output = Command::new(program).args(args).output().with_context(|| format!("running {program}"))?;
+    ensure!(
+        output.status.success(),
+        "{program} {}: {}",
+        args.join(" "),
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(())
+}
