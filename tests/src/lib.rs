@@ -9,6 +9,7 @@ pub mod agent;
 pub mod config;
 pub mod origin;
 pub mod process;
+pub mod tools;
 pub mod world;
 
 pub use agent::Agent;
