@@ -4,6 +4,7 @@
 
 mod build;
 mod check;
+mod demo;
 mod setup;
 mod shell;
 mod test;
@@ -29,6 +30,8 @@ enum Verb {
     Check,
     /// Run all tests, those on the real kernel as root
     Test(test::Args),
+    /// Show waylay at work: one request, three orderings of routes, then bytes and requests
+    Demo(demo::Args),
 }
 
 fn main() -> ExitCode {
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
         Verb::Build(args) => build::run(&args),
         Verb::Check => check::run(),
         Verb::Test(args) => test::run(&args),
+        Verb::Demo(args) => demo::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
