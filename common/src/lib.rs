@@ -1,1 +1,21 @@
-#![no_std]
+//! What the kernel programs and the agent both see, defined once.
+//!
+//! Before it: nothing. After it: `ebpf` (writes these layouts into maps, asks [`policy::decide`]) and the agent's
+//! `kernel` module (reads them). This crate does no I/O, knows no program type and no map handle.
+//!
+//! Every type that crosses the border is `repr(C)` without padding, and its size is asserted at compile time.
+#![cfg_attr(not(any(test, feature = "user")), no_std)]
+
+pub mod addr;
+pub mod counter;
+pub mod event;
+pub mod flow;
+pub mod limits;
+pub mod policy;
+pub mod settings;
+#[cfg(feature = "user")]
+pub mod user;
+
+/// The layout of everything in this crate. Readers compare it with [`settings::Settings::layout`] before they decode a
+/// map; it changes whenever a shared type or the meaning of one of its fields changes.
+pub const LAYOUT: u32 = 1;

@@ -1,0 +1,127 @@
+//! Every way out of a hook has a counter: what the kernel side did, and why.
+//!
+//! The hooks add to a per-CPU array indexed by [`Counter`]; the agent sums it for its metrics and for `waylay maps`.
+
+macro_rules! counters {
+    ($($(#[doc = $help:literal])+ $name:ident = $text:literal,)+) => {
+        /// One reason for which a hook returned. The discriminant is the index into the counter map.
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+        #[repr(u32)]
+        pub enum Counter {
+            $($(#[doc = $help])+ $name,)+
+        }
+
+        impl Counter {
+            /// All counters, in the order of the map.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)+];
+
+            /// The name in metrics and in `waylay maps`.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)+ }
+            }
+
+            /// One line for people.
+            #[must_use]
+            pub const fn help(self) -> &'static str {
+                match self { $(Self::$name => concat!($($help,)+).trim_ascii(),)+ }
+            }
+        }
+    };
+}
+
+counters! {
+    /// IPv4 connections sent to the agent.
+    RedirectedV4 = "redirected_v4",
+    /// IPv6 connections sent to the agent.
+    RedirectedV6 = "redirected_v6",
+    /// Connections of IPv6 sockets to IPv4-mapped addresses sent to the agent's IPv4 listener.
+    RedirectedV4Mapped = "redirected_v4_mapped",
+    /// Connects of sockets other than TCP, left alone.
+    PassedNotTcp = "passed_not_tcp",
+    /// The agent's own connections to endpoints, left alone.
+    PassedBypass = "passed_bypass",
+    /// Left alone because the agent is draining.
+    PassedDraining = "passed_draining",
+    /// Left alone because the network namespace is not enrolled.
+    PassedNetns = "passed_netns",
+    /// Left alone because the socket is bound to a device, from which the agent's listener cannot be reached.
+    PassedBoundDevice = "passed_bound_device",
+    /// IPv6 link-local destinations, left alone: the hook is not told their interface.
+    PassedLinkLocal = "passed_link_local",
+    /// Left alone because the destination is a listener of this agent or of another instance.
+    PassedOwnListener = "passed_own_listener",
+    /// Left alone because an exclude rule matches.
+    PassedExcluded = "passed_excluded",
+    /// Left alone because no include rule matches.
+    PassedNotIncluded = "passed_not_included",
+    /// Left alone because the agent is lost and on_agent_loss is allow.
+    PassedAgentLost = "passed_agent_lost",
+    /// Left alone because the agent has no listener of this address family.
+    PassedNoListener = "passed_no_listener",
+    /// Left alone because the kernel had no memory to remember the original destination.
+    PassedNoStorage = "passed_no_storage",
+    /// Left alone because the maps hold no policy or no settings: an error of the agent.
+    PassedUnconfigured = "passed_unconfigured",
+    /// Left alone because another program has already refused the connect.
+    PassedRefusedByOther = "passed_refused_by_other",
+    /// Refused because the agent is lost and on_agent_loss is refuse.
+    RefusedAgentLost = "refused_agent_lost",
+    /// Original destinations published for a handshake.
+    HandoverPublished = "handover_published",
+    /// Original destinations that found no room in the handover map: the agent refuses these connections.
+    HandoverFull = "handover_full",
+    /// Original destinations moved onto the agent's accepted socket.
+    HandoverTaken = "handover_taken",
+    /// Original destinations that the accepted socket had no memory for: the agent refuses these connections.
+    HandoverNoStorage = "handover_no_storage",
+    /// Original destinations taken back because the connection was closed before the agent had it.
+    HandoverAbandoned = "handover_abandoned",
+    /// getpeername answered with the original destination.
+    PeernameAnswered = "peername_answered",
+    /// SO_ORIGINAL_DST answered with the original destination.
+    OriginalDstAnswered = "original_dst_answered",
+    /// Decision events that did not fit into the ring.
+    EventsLost = "events_lost",
+}
+
+impl Counter {
+    pub const COUNT: u32 = Self::ALL.len() as u32;
+
+    #[must_use]
+    pub const fn from_raw(raw: u32) -> Option<Self> {
+        if raw < Self::COUNT {
+            Some(Self::ALL[raw as usize])
+        } else {
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_index_of_a_counter_is_its_place_in_the_list() {
+        for (index, counter) in Counter::ALL.iter().enumerate() {
+            assert_eq!(*counter as usize, index);
+            assert_eq!(Counter::from_raw(index as u32), Some(*counter));
+        }
+        assert_eq!(Counter::from_raw(Counter::COUNT), None);
+    }
+
+    #[test]
+    fn every_counter_has_a_name_of_its_own_and_a_line_of_help() {
+        let mut names: Vec<_> = Counter::ALL.iter().map(|counter| counter.name()).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), Counter::ALL.len());
+        for counter in Counter::ALL {
+            assert!(
+                counter.help().ends_with('.') && !counter.help().starts_with(' '),
+                "{counter:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! The bounds of every kernel map and the times of the heartbeat, each with its derivation.
+
+/// Handshakes in flight at once: an entry lives from `TCP_CONNECT_CB` to `PASSIVE_ESTABLISHED`, microseconds on
+/// loopback, up to the SYN retry limit (about two minutes) when the agent's accept queue is full. 65,536 entries are
+/// more than one source address has ports towards the agent's listener.
+pub const HANDOVER_ENTRIES: u32 = 65_536;
+
+/// Trie nodes of one policy: one per distinct CIDR, and one root per address family.
+pub const POLICY_NODES: u32 = 4_096;
+
+/// The trie holds two policies: the one in force, and the one being written or, after the switch, the one before it,
+/// which a hook may still be reading.
+pub const POLICY_ENTRIES: u32 = 2 * POLICY_NODES;
+
+/// Port ranges that one trie node can carry, per direction, after merging. The hook compares all of them, without a
+/// loop the verifier would have to bound: 16 ranges are 32 comparisons.
+pub const PORT_RANGES: usize = 16;
+
+/// Listener addresses that are never redirected: the agent's own, and those of other instances on the machine.
+/// A wildcard listener takes one entry for each address of the machine.
+pub const EXEMPT_ENTRIES: u32 = 4_096;
+
+/// Enrolled network namespaces: the agent's own, and one for each pod of a node.
+pub const NETNS_ENTRIES: u32 = 4_096;
+
+/// Bytes of the decision ring: a power of two and a multiple of the page size. About 3,000 decisions.
+pub const EVENT_RING_BYTES: u32 = 256 * 1024;
+
+/// How often the agent renews its heartbeat.
+pub const HEARTBEAT_INTERVAL_MS: u64 = 250;
+
+/// The age at which the hooks take the agent for lost.
+pub const HEARTBEAT_LOSS_MS: u64 = 2_000;
+
+const _: () = assert!(
+    HEARTBEAT_LOSS_MS >= 4 * HEARTBEAT_INTERVAL_MS,
+    "one late beat is no loss"
+);
+const _: () = assert!(EVENT_RING_BYTES.is_power_of_two() && EVENT_RING_BYTES.is_multiple_of(4096));

@@ -1,0 +1,129 @@
+//! The one-slot settings map, written before the hooks are attached, and the switches that change while they run.
+
+use crate::addr::Endpoint;
+
+/// What the hooks do when the agent's heartbeat is too old.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(u32)]
+pub enum OnAgentLoss {
+    /// The connection goes where the application wanted it to go.
+    #[default]
+    Allow = 0,
+    /// The connection is refused.
+    Refuse = 1,
+}
+
+/// Written once, by the agent, before its hooks run.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Settings {
+    /// [`crate::LAYOUT`] of whoever wrote the maps.
+    pub layout: u32,
+    on_agent_loss: u32,
+    /// Age of the heartbeat, in nanoseconds, from which on the agent counts as lost.
+    pub heartbeat_loss_ns: u64,
+    /// The cgroup v2 id the hooks are attached to.
+    pub cgroup_id: u64,
+    /// Where IPv4 connections are sent; none: IPv4 is not redirected.
+    pub redirect_v4: Endpoint,
+    /// Where IPv6 connections are sent; none: IPv6 is not redirected.
+    pub redirect_v6: Endpoint,
+    /// The agent's pid, in its own pid namespace.
+    pub agent_pid: u32,
+    pub reserved: u32,
+}
+
+const _: () = assert!(size_of::<Settings>() == 72);
+
+impl Settings {
+    /// What stands for settings that cannot be read: of no layout at all.
+    pub const UNKNOWN: Self = {
+        let mut unknown = Self::new(OnAgentLoss::Allow, 0, 0, 0);
+        unknown.layout = 0;
+        unknown
+    };
+
+    #[must_use]
+    pub const fn new(
+        on_agent_loss: OnAgentLoss,
+        heartbeat_loss_ns: u64,
+        cgroup_id: u64,
+        agent_pid: u32,
+    ) -> Self {
+        Self {
+            layout: crate::LAYOUT,
+            on_agent_loss: on_agent_loss as u32,
+            heartbeat_loss_ns,
+            cgroup_id,
+            redirect_v4: Endpoint::NONE,
+            redirect_v6: Endpoint::NONE,
+            agent_pid,
+            reserved: 0,
+        }
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn on_agent_loss(&self) -> OnAgentLoss {
+        if self.on_agent_loss == OnAgentLoss::Refuse as u32 {
+            OnAgentLoss::Refuse
+        } else {
+            OnAgentLoss::Allow
+        }
+    }
+}
+
+/// Slots of the switches map: one `u64` each, so that every write is a single store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Switch {
+    /// `CLOCK_MONOTONIC` of the agent's last sign of life, nanoseconds.
+    Heartbeat = 0,
+    /// Nonzero: redirect. Zero: the agent drains.
+    Redirecting = 1,
+    /// Nonzero: somebody reads the decision ring.
+    Tracing = 2,
+    /// The generation of the policy in force; 0: none written yet.
+    Generation = 3,
+}
+
+impl Switch {
+    pub const COUNT: u32 = 4;
+}
+
+/// Key of the exempt map: an address that is never redirected, within one network namespace.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct ExemptKey {
+    netns_cookie: u64,
+    listener: Endpoint,
+    reserved: u32,
+}
+
+const _: () = assert!(size_of::<ExemptKey>() == 32);
+
+impl ExemptKey {
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(netns_cookie: u64, listener: Endpoint) -> Self {
+        Self {
+            netns_cookie,
+            listener,
+            reserved: 0,
+        }
+    }
+
+    #[must_use]
+    pub const fn netns_cookie(&self) -> u64 {
+        self.netns_cookie
+    }
+
+    #[must_use]
+    pub const fn listener(&self) -> Endpoint {
+        self.listener
+    }
+}
+
+/// Value of the exempt map: the instance (kernel id of its settings map) whose listener it is. The entry is void
+/// once no such map is loaded any more.
+pub type ExemptOwner = u32;

@@ -1,0 +1,73 @@
+//! The agent's side of the shared types: permission to read them out of maps as bytes, and the one socket option that
+//! no safe wrapper offers.
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd},
+};
+
+use crate::{
+    addr::{Endpoint, Ip},
+    event::RawEvent,
+    flow::{FlowKey, HandoverEntry, SocketState},
+    policy::{PolicyKey, PortRules},
+    settings::{ExemptKey, Settings},
+};
+
+macro_rules! pod {
+    ($($ty:ty),+ $(,)?) => {$(
+        // SAFETY: repr(C), Copy, made of integers and arrays of them only, and without padding (sizes are asserted
+        // where the types are defined): every bit pattern is a value and no byte is uninitialised.
+        unsafe impl aya::Pod for $ty {}
+    )+};
+}
+
+pod!(
+    Ip,
+    Endpoint,
+    FlowKey,
+    HandoverEntry,
+    SocketState,
+    Settings,
+    ExemptKey,
+    PolicyKey,
+    PortRules,
+    RawEvent
+);
+
+impl RawEvent {
+    /// Decodes a record of the decision ring; `None` when its length is another layout's.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        if bytes.len() != size_of::<Self>() {
+            return None;
+        }
+        // SAFETY: the length is checked, every bit pattern is a value (see `pod!`), and the read is unaligned.
+        Some(unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) })
+    }
+}
+
+/// The cookie of the network namespace a socket lives in: `SO_NETNS_COOKIE`, Linux 5.14.
+///
+/// # Errors
+/// That of `getsockopt(2)`; `ENOPROTOOPT` on an older kernel.
+pub fn netns_cookie(socket: &impl AsFd) -> io::Result<u64> {
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    let mut cookie = 0_u64;
+    let mut len = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes, which is the size of `cookie`; both outlive the call.
+    let status = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    if status == 0 {
+        Ok(cookie)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
