@@ -1,1 +1,69 @@
-fn main(){}
+//! The kernel programs of waylay: entry points only.
+//!
+//! | program | runs | does |
+//! |---|---|---|
+//! | `waylay_connect4`, `waylay_connect6` | connect(2), before the kernel looks at the address | decide, remember, rewrite |
+//! | `waylay_sockops` | the handshake, on both ends | carry the original destination to the accepted socket |
+//! | `waylay_peer4`, `waylay_peer6` | getpeername(2), accept(2) | the address the application dialled |
+//! | `waylay_sockopt` | getsockopt(2) | `SO_ORIGINAL_DST` for proxies that know nothing of waylay |
+//!
+//! The kernel cuts program names at 15 characters, and a program must not have the name of its section.
+#![no_std]
+#![no_main]
+
+mod connect;
+mod hook;
+mod maps;
+mod peername;
+mod sockops;
+mod sockopt;
+
+use aya_ebpf::{
+    macros::{cgroup_sock_addr, cgroup_sockopt, sock_ops},
+    programs::{SockAddrContext, SockOpsContext, SockoptContext},
+};
+
+#[cgroup_sock_addr(connect4)]
+pub fn waylay_connect4(ctx: SockAddrContext) -> i32 {
+    connect::run(&ctx, connect::Family::V4)
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn waylay_connect6(ctx: SockAddrContext) -> i32 {
+    connect::run(&ctx, connect::Family::V6)
+}
+
+#[sock_ops]
+pub fn waylay_sockops(ctx: SockOpsContext) -> u32 {
+    sockops::run(&ctx)
+}
+
+#[cgroup_sock_addr(getpeername4)]
+pub fn waylay_peer4(ctx: SockAddrContext) -> i32 {
+    peername::v4(&ctx)
+}
+
+#[cgroup_sock_addr(getpeername6)]
+pub fn waylay_peer6(ctx: SockAddrContext) -> i32 {
+    peername::v6(&ctx)
+}
+
+#[cgroup_sockopt(getsockopt)]
+pub fn waylay_sockopt(ctx: SockoptContext) -> i32 {
+    sockopt::run(&ctx)
+}
+
+// On the host, where this crate is only checked and linted, the panic handler is that of std.
+#[cfg(not(target_arch = "bpf"))]
+extern crate std;
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// The helpers these programs call are offered to GPL-compatible programs only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

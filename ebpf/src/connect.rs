@@ -1,0 +1,203 @@
+//! connect4 and connect6: is it ours? Remember the original destination on the socket, rewrite to the agent.
+//!
+//! Before it: connect(2) of a process in the cgroup (also the subflow of a multipath socket, and TCP Fast Open's
+//! sendto). After it: `sockops`, which finds what is remembered here. What is intercepted is not this file's business
+//! but [`waylay_common::policy`]'s.
+
+use aya_ebpf::{
+    bindings::{bpf_sock, bpf_sock_addr},
+    btf_maps::lpm_trie::Key,
+    helpers::generated::{bpf_get_netns_cookie, bpf_get_retval, bpf_set_retval},
+    programs::SockAddrContext,
+};
+use waylay_common::{
+    addr::{Endpoint, Ip},
+    counter::Counter,
+    event::RawEvent,
+    flow::{ProcessStamp, Role, SocketState},
+    policy::{Facts, PolicyKey, PortRules, Verdict, decide},
+    settings::{ExemptKey, Settings, Switch},
+};
+
+use crate::{
+    hook::{self, DENY, PROCEED, Sockets, read, write},
+    maps::{WAYLAY_EVENTS, WAYLAY_EXEMPT, WAYLAY_NETNS, WAYLAY_POLICY, WAYLAY_SETTINGS},
+};
+
+const ECONNREFUSED: i32 = 111;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+/// The whole hook: facts, verdict, deed, count.
+#[inline(always)]
+pub fn run(ctx: &SockAddrContext, family: Family) -> i32 {
+    let Some(settings) = WAYLAY_SETTINGS.get(0) else {
+        hook::count(Counter::PassedUnconfigured);
+        return PROCEED;
+    };
+    let addr = ctx.sock_addr;
+    let sk = read!(addr, __bindgen_anon_1.sk);
+    let destination = destination(addr, sk, family);
+    // SAFETY: the helper takes this hook's context.
+    let netns_cookie = unsafe { bpf_get_netns_cookie(addr.cast()) };
+    let sockets = Sockets::of(sk);
+
+    let verdict = verdict(
+        addr,
+        sk,
+        family,
+        destination,
+        netns_cookie,
+        sockets.role(),
+        settings,
+    );
+    let process = hook::caller(netns_cookie);
+    let counter = carry_out(verdict, addr, sockets, family, destination, &process);
+    hook::count(counter);
+    if hook::switch(Switch::Tracing) != 0 {
+        trace(destination, &process, counter);
+    }
+    if matches!(verdict, Verdict::Refuse(_)) {
+        DENY
+    } else {
+        PROCEED
+    }
+}
+
+/// Where the application wants to go; an unspecified address is spelled out as what the kernel makes of it.
+#[inline(always)]
+fn destination(addr: *mut bpf_sock_addr, sk: *mut bpf_sock, family: Family) -> Endpoint {
+    let port = u16::from_be(read!(addr, user_port) as u16);
+    let ip = match family {
+        Family::V4 => Ip::from_v4_word(read!(addr, user_ip4)),
+        Family::V6 => Ip::from_words([
+            read!(addr, user_ip6[0]),
+            read!(addr, user_ip6[1]),
+            read!(addr, user_ip6[2]),
+            read!(addr, user_ip6[3]),
+        ]),
+    };
+    if !ip.is_unspecified() {
+        return Endpoint::new(ip, port);
+    }
+    // Linux connects 0.0.0.0 and :: to the socket's own address, else to the loopback.
+    let bound = read!(sk, src_ip4);
+    let ip = if ip.is_v4() && bound != 0 {
+        Ip::from_v4_word(bound)
+    } else {
+        ip.loopback()
+    };
+    Endpoint::new(ip, port)
+}
+
+#[inline(always)]
+fn verdict(
+    addr: *mut bpf_sock_addr,
+    sk: *mut bpf_sock,
+    family: Family,
+    destination: Endpoint,
+    netns_cookie: u64,
+    role: Option<Role>,
+    settings: &Settings,
+) -> Verdict {
+    let wildcard = Endpoint::new(destination.ip().wildcard(), destination.port());
+    decide(&Facts {
+        protocol: read!(addr, protocol),
+        role,
+        destination,
+        socket_is_v6: family == Family::V6,
+        // SAFETY: no arguments; allowed in connect hooks since Linux 6.1.
+        refused_by_other: unsafe { bpf_get_retval() } != 0,
+        bound_to_device: read!(sk, bound_dev_if) != 0,
+        redirecting: hook::switch(Switch::Redirecting) != 0,
+        netns_enrolled: WAYLAY_NETNS.get_ptr(netns_cookie).is_some(),
+        exempt: WAYLAY_EXEMPT
+            .get_ptr(ExemptKey::new(netns_cookie, destination))
+            .is_some(),
+        wildcard_exempt: WAYLAY_EXEMPT
+            .get_ptr(ExemptKey::new(netns_cookie, wildcard))
+            .is_some(),
+        rules: rules(destination.ip()),
+        heartbeat_age_ns: hook::now_ns().saturating_sub(hook::switch(Switch::Heartbeat)),
+        settings,
+    })
+}
+
+/// The policy's node for `ip`. The agent may swap the policy between the two reads, so a miss is tried once more.
+#[inline(always)]
+fn rules<'a>(ip: Ip) -> Option<&'a PortRules> {
+    rules_of_generation(ip, hook::switch(Switch::Generation) as u32)
+        .or_else(|| rules_of_generation(ip, hook::switch(Switch::Generation) as u32))
+}
+
+#[inline(always)]
+fn rules_of_generation<'a>(ip: Ip, generation: u32) -> Option<&'a PortRules> {
+    WAYLAY_POLICY.get(&Key::new(
+        PolicyKey::LOOKUP_BITS,
+        PolicyKey { generation, ip },
+    ))
+}
+
+/// Does what the verdict says and names the exit.
+#[inline(always)]
+fn carry_out(
+    verdict: Verdict,
+    addr: *mut bpf_sock_addr,
+    sockets: Sockets,
+    family: Family,
+    destination: Endpoint,
+    process: &ProcessStamp,
+) -> Counter {
+    match verdict {
+        Verdict::Redirect { to, counter } => {
+            if !sockets.remember(&SocketState::new(Role::Client, destination, *process)) {
+                return Counter::PassedNoStorage;
+            }
+            rewrite(addr, family, to);
+            counter
+        }
+        Verdict::Pass(counter) => {
+            // The same fd may have been redirected before: it must not keep the other connection's destination.
+            if counter != Counter::PassedBypass {
+                sockets.forget();
+            }
+            counter
+        }
+        Verdict::Refuse(counter) => {
+            // SAFETY: sets this hook's own return value; allowed in connect hooks since Linux 6.1.
+            unsafe { bpf_set_retval(-ECONNREFUSED) };
+            counter
+        }
+    }
+}
+
+#[inline(always)]
+fn rewrite(addr: *mut bpf_sock_addr, family: Family, to: Endpoint) {
+    match family {
+        Family::V4 => write!((addr, user_ip4) = to.ip().v4_word()),
+        Family::V6 => {
+            let words = to.ip().words();
+            write!((addr, user_ip6[0]) = words[0]);
+            write!((addr, user_ip6[1]) = words[1]);
+            write!((addr, user_ip6[2]) = words[2]);
+            write!((addr, user_ip6[3]) = words[3]);
+        }
+    }
+    write!((addr, user_port) = u32::from(to.port().to_be()));
+}
+
+#[inline(always)]
+fn trace(destination: Endpoint, process: &ProcessStamp, counter: Counter) {
+    let event = RawEvent {
+        process: *process,
+        destination,
+        counter: counter as u32,
+    };
+    if WAYLAY_EVENTS.output(event, 0).is_err() {
+        hook::count(Counter::EventsLost);
+    }
+}

@@ -1,0 +1,170 @@
+//! sock_ops: carries the original destination from the client's socket to the accepted one.
+//!
+//! Before it: `connect` has remembered a destination. `TCP_CONNECT_CB` runs when the source port is chosen and before
+//! the SYN leaves, so the entry is there before the agent's side can ask for it; `PASSIVE_ESTABLISHED` runs before
+//! accept(2) can return the socket. After it: the agent reads the accepted socket's storage by fd.
+
+use aya_ebpf::{
+    bindings::{
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
+        BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, bpf_sock_ops,
+    },
+    helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sock_ops_cb_flags_set},
+    programs::SockOpsContext,
+};
+use waylay_common::{
+    addr::{Endpoint, Ip},
+    counter::Counter,
+    flow::{FlowKey, HandoverEntry, Role},
+};
+
+use crate::{
+    hook::{self, Sockets, read},
+    maps::WAYLAY_HANDOVER,
+};
+
+const AF_INET: u32 = 2;
+
+#[inline(always)]
+pub fn run(ctx: &SockOpsContext) -> u32 {
+    match read!(ctx.ops, op) {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => publish(ctx.ops),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => take(ctx.ops),
+        BPF_SOCK_OPS_STATE_CB => abandon(ctx.ops),
+        _ => {}
+    }
+    hook::PROCEED as u32
+}
+
+/// The client's side, before the SYN.
+#[inline(always)]
+fn publish(ops: *mut bpf_sock_ops) {
+    let sk = read!(ops, __bindgen_anon_2.sk);
+    if sk.is_null() {
+        return;
+    }
+    let Some(state) = hook::socket_state(sk).filter(|state| state.role() == Some(Role::Client))
+    else {
+        return;
+    };
+    let ends = Ends::of(ops);
+    let key = FlowKey::new(netns_cookie(ops), ends.local, ends.remote);
+    let entry = HandoverEntry {
+        state: *state,
+        client_cookie: socket_cookie(ops),
+    };
+    if WAYLAY_HANDOVER.insert(key, entry, 0).is_err() {
+        hook::count(Counter::HandoverFull);
+        return;
+    }
+    hook::count(Counter::HandoverPublished);
+    let flags = read!(ops, bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG;
+    // SAFETY: the helper takes this hook's context; it fails only on flags unknown to the kernel.
+    unsafe { bpf_sock_ops_cb_flags_set(ops, flags as i32) };
+}
+
+/// The agent's side, when the handshake is done and before accept(2) returns.
+#[inline(always)]
+fn take(ops: *mut bpf_sock_ops) {
+    let ends = Ends::of(ops);
+    let key = FlowKey::new(netns_cookie(ops), ends.remote, ends.local);
+    // SAFETY: copied at once; only the two ends of this one connection ever touch the entry.
+    let Some(entry) = (unsafe { WAYLAY_HANDOVER.get(key) }) else {
+        return;
+    };
+    let state = entry.state.with_role(Role::Accepted);
+    let sk = read!(ops, __bindgen_anon_2.sk);
+    if sk.is_null() {
+        return;
+    }
+    let counter = if Sockets::of(sk).remember(&state) {
+        Counter::HandoverTaken
+    } else {
+        Counter::HandoverNoStorage
+    };
+    hook::count(counter);
+    // Fails only when the client's side has just taken the entry back.
+    let _ = WAYLAY_HANDOVER.remove(key);
+}
+
+/// The client's side again: the socket is closed, and if the agent never had the entry, nobody will.
+#[inline(always)]
+fn abandon(ops: *mut bpf_sock_ops) {
+    if read!(ops, __bindgen_anon_1.args[1]) != BPF_TCP_CLOSE {
+        return;
+    }
+    let ends = Ends::of(ops);
+    let key = FlowKey::new(netns_cookie(ops), ends.local, ends.remote);
+    // SAFETY: one field is read at once, as in `take`.
+    let Some(entry) = (unsafe { WAYLAY_HANDOVER.get(key) }) else {
+        return;
+    };
+    // The tuple is free for the next socket soon; its entry is not ours to take.
+    if entry.client_cookie == socket_cookie(ops) && WAYLAY_HANDOVER.remove(key).is_ok() {
+        hook::count(Counter::HandoverAbandoned);
+    }
+}
+
+struct Ends {
+    local: Endpoint,
+    remote: Endpoint,
+}
+
+impl Ends {
+    /// Both ends as seen from this socket. An IPv6 socket that speaks to an IPv4-mapped address has its true addresses
+    /// in the IPv4 fields; so written, the key is the same whatever family either side's socket has.
+    #[inline(always)]
+    fn of(ops: *mut bpf_sock_ops) -> Self {
+        let remote_port = u16::from_be((read!(ops, remote_port) >> REMOTE_PORT_SHIFT) as u16);
+        let local_port = read!(ops, local_port) as u16;
+        let (local, remote) = Self::addresses(ops);
+        Self {
+            local: Endpoint::new(local, local_port),
+            remote: Endpoint::new(remote, remote_port),
+        }
+    }
+
+    #[inline(always)]
+    fn addresses(ops: *mut bpf_sock_ops) -> (Ip, Ip) {
+        if read!(ops, family) != AF_INET {
+            let remote = Ip::from_words([
+                read!(ops, remote_ip6[0]),
+                read!(ops, remote_ip6[1]),
+                read!(ops, remote_ip6[2]),
+                read!(ops, remote_ip6[3]),
+            ]);
+            if !remote.is_v4() {
+                let local = Ip::from_words([
+                    read!(ops, local_ip6[0]),
+                    read!(ops, local_ip6[1]),
+                    read!(ops, local_ip6[2]),
+                    read!(ops, local_ip6[3]),
+                ]);
+                return (local, remote);
+            }
+        }
+        (
+            Ip::from_v4_word(read!(ops, local_ip4)),
+            Ip::from_v4_word(read!(ops, remote_ip4)),
+        )
+    }
+}
+
+/// `remote_port` is a 16-bit field in network order, in the upper half of a word on little-endian machines.
+const REMOTE_PORT_SHIFT: u32 = if cfg!(target_endian = "little") {
+    16
+} else {
+    0
+};
+
+#[inline(always)]
+fn netns_cookie(ops: *mut bpf_sock_ops) -> u64 {
+    // SAFETY: the helper takes this hook's context.
+    unsafe { bpf_get_netns_cookie(ops.cast()) }
+}
+
+#[inline(always)]
+fn socket_cookie(ops: *mut bpf_sock_ops) -> u64 {
+    // SAFETY: the helper takes this hook's context.
+    unsafe { bpf_get_socket_cookie(ops.cast()) }
+}
