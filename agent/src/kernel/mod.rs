@@ -1,48 +1,57 @@
-//! (placeholder until the kernel side is merged: same names and signatures)
-use serde::Serialize;
-use std::net::SocketAddr;
-use std::ops::RangeInclusive;
-use std::os::fd::AsRawFd;
+//! The kernel side as the agent sees it: the only place that names aya.
+//!
+//! Before it: nothing, the hooks are the first stage of a connection. After it: `worker` accepts what they redirect and
+//! asks [`Kernel::handover`] where it was going. This module knows nothing of listeners' contents, routes or clusters.
+//!
+//! | needed of the kernel | since Linux |
+//! |---|---|
+//! | socket storage (`SK_STORAGE`), getsockopt hook | 5.2, 5.3 |
+//! | bpf_link for cgroups, network namespace cookies | 5.7 |
+//! | getpeername hooks, ring buffer, socket storage in connect hooks | 5.8 |
+//! | `SO_NETNS_COOKIE` | 5.14 |
+//! | `bpf_set_retval` and the calling task in connect hooks | **6.1** |
+//!
+//! The newest of these is checked at start.
 
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Policy {
-    pub include: Vec<Rule>,
-    pub exclude: Vec<Rule>,
-}
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Rule {
-    pub cidr: Option<ipnet::IpNet>,
-    pub ports: Vec<RangeInclusive<u16>>,
-}
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OnAgentLoss {
-    #[default]
-    Allow,
-    Refuse,
-}
-#[derive(Clone, Debug, Serialize)]
-pub struct Process {
-    pub pid: u32,
-    pub uid: u32,
-    pub comm: String,
-    pub cgroup_id: u64,
-    pub netns_cookie: u64,
-}
-#[derive(Clone, Debug)]
-pub struct Handover {
-    pub original_dst: SocketAddr,
-    pub process: Process,
-}
-#[derive(Debug, thiserror::Error)]
-#[error("kernel")]
-pub struct KernelError;
-#[derive(Clone, Debug)]
-pub struct Kernel;
-impl Kernel {
-    pub fn handover(&self, _socket: &impl AsRawFd) -> Result<Option<Handover>, KernelError> {
-        Ok(None)
-    }
-    pub fn stamp_bypass(&self, _socket: &impl AsRawFd) -> Result<(), KernelError> {
-        Ok(())
-    }
-}
+mod attach;
+pub mod cgroup;
+mod clock;
+mod error;
+mod events;
+mod exempt;
+mod handle;
+mod handover;
+pub mod inspect;
+mod interception;
+pub mod leftovers;
+mod load;
+mod maps;
+mod pins;
+pub mod policy;
+
+use std::time::Duration;
+
+use waylay_common::limits;
+
+pub use error::KernelError;
+pub use events::{DecisionEvent, Trace, Verdict};
+pub use handle::Kernel;
+pub use handover::{Handover, Process};
+pub use interception::{InterceptOptions, Interception};
+pub use policy::{Policy, PolicyError, Rule};
+pub use waylay_common::{counter::Counter, settings::OnAgentLoss};
+
+/// How often [`Interception::heartbeat`] must be called at least.
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(limits::HEARTBEAT_INTERVAL_MS);
+/// The silence after which the hooks take the agent for lost.
+pub const HEARTBEAT_LOSS: Duration = Duration::from_millis(limits::HEARTBEAT_LOSS_MS);
+/// Room for handshakes in flight.
+pub const HANDOVER_ENTRIES: u32 = limits::HANDOVER_ENTRIES;
+
+const _: () = {
+    const fn shared_by_workers<T: Clone + Send + Sync>() {}
+    const fn moved_into_a_task<T: Send>() {}
+    shared_by_workers::<Kernel>();
+    moved_into_a_task::<Trace>();
+    moved_into_a_task::<Interception>();
+};

@@ -1,0 +1,134 @@
+//! Attaches the loaded programs to cgroups, each by a link that goes with this process.
+//!
+//! Before it: `load`. After it: nothing; from here on connections are intercepted.
+//!
+//! connect and getpeername belong to the intercepted cgroup. sock_ops and getsockopt have two sides: the client's, in
+//! the intercepted cgroup, and the accepted socket's, in the cgroup in which the agent's listening socket was created.
+//! Where one of the two cgroups covers the other, they are attached there only, or they would run twice.
+
+use std::path::Path;
+
+use aya::programs::{
+    CgroupAttachMode, ProgramError,
+    cgroup_sockopt::CgroupSockoptLink,
+    links::{FdLink, LinkError, PinnedLink},
+};
+
+use super::{
+    KernelError,
+    cgroup::Cgroup,
+    load::{Loaded, name},
+    pins,
+};
+
+/// aya makes a bpf_link of it, which always adds to what is attached and never replaces.
+const MODE: CgroupAttachMode = CgroupAttachMode::Single;
+
+/// The links of one instance; dropping them detaches, connect first.
+pub(super) struct Links {
+    connect: Vec<(&'static str, FdLink)>,
+    pinned: Vec<PinnedLink>,
+    others: Vec<FdLink>,
+    sockopt: Vec<CgroupSockoptLink>,
+}
+
+impl Links {
+    /// Attaches everything, the connect hooks last: what they redirect finds the rest in place.
+    pub(super) fn attach(
+        loaded: &mut Loaded,
+        cgroup: &Cgroup,
+        own: &Cgroup,
+    ) -> Result<Self, KernelError> {
+        let both_sides = both_sides(cgroup, own);
+        let mut others = Vec::new();
+        let mut sockopt = Vec::new();
+        for place in &both_sides {
+            let attached = |source| failed("sock_ops", place, source);
+            let program = loaded.sock_ops()?;
+            let id = program.attach(place.dir(), MODE).map_err(attached)?;
+            others.push(link(program.take_link(id), "sock_ops", place)?);
+            let attached = |source| failed("getsockopt", place, source);
+            let program = loaded.sockopt()?;
+            let id = program.attach(place.dir(), MODE).map_err(attached)?;
+            sockopt.push(program.take_link(id).map_err(attached)?);
+        }
+        for name in [name::PEER4, name::PEER6] {
+            others.push(sock_addr(loaded, name, cgroup)?);
+        }
+        let connect4 = sock_addr(loaded, name::CONNECT4, cgroup)?;
+        let connect6 = sock_addr(loaded, name::CONNECT6, cgroup)?;
+        Ok(Self {
+            connect: vec![(name::CONNECT4, connect4), (name::CONNECT6, connect6)],
+            pinned: Vec::new(),
+            others,
+            sockopt,
+        })
+    }
+
+    /// Pins the connect hooks below `dir`: they stay when this process is gone. The other programs only serve
+    /// connections that the agent holds, and go with it.
+    pub(super) fn pin(&mut self, dir: &Path) -> Result<(), KernelError> {
+        for (name, link) in self.connect.drain(..) {
+            self.pinned.push(pins::pin(link, &dir.join(name))?);
+        }
+        Ok(())
+    }
+
+    /// Takes the pins away, so that the hooks go with their links again.
+    pub(super) fn unpin(&mut self) -> Result<(), KernelError> {
+        for pinned in self.pinned.drain(..) {
+            pinned
+                .unpin()
+                .map_err(|source| KernelError::io("removing a pinned link", source))?;
+        }
+        Ok(())
+    }
+
+    /// Detaches everything that is not pinned, connect first.
+    pub(super) fn detach(&mut self) {
+        self.connect.clear();
+        self.pinned.clear();
+        self.others.clear();
+        self.sockopt.clear();
+    }
+}
+
+fn sock_addr(
+    loaded: &mut Loaded,
+    name: &'static str,
+    cgroup: &Cgroup,
+) -> Result<FdLink, KernelError> {
+    let program = loaded.sock_addr(name)?;
+    let id = program
+        .attach(cgroup.dir(), MODE)
+        .map_err(|source| failed(name, cgroup, source))?;
+    link(program.take_link(id), name, cgroup)
+}
+
+fn link<L: TryInto<FdLink, Error = LinkError>>(
+    taken: Result<L, ProgramError>,
+    name: &str,
+    cgroup: &Cgroup,
+) -> Result<FdLink, KernelError> {
+    let link = taken.map_err(|source| failed(name, cgroup, source))?;
+    link.try_into()
+        .map_err(|_: LinkError| failed(name, cgroup, ProgramError::NotAttached))
+}
+
+fn failed(name: &str, cgroup: &Cgroup, source: ProgramError) -> KernelError {
+    KernelError::program(
+        format!("attach {name} to {}", cgroup.path().display()),
+        source,
+    )
+}
+
+/// Where the programs with two sides go: see the top of this file.
+fn both_sides<'a>(cgroup: &'a Cgroup, own: &'a Cgroup) -> Vec<&'a Cgroup> {
+    if cgroup.covers(own) {
+        vec![cgroup]
+    } else if own.covers(cgroup) {
+        vec![own]
+    } else {
+        vec![cgroup, own]
+    }
+}

@@ -1,0 +1,128 @@
+//! Decision events: what the connect hooks decided, live, while somebody reads.
+//!
+//! The ring has room for one reader. The agent holds the only [`Trace`] and passes events on to all who watch.
+
+use std::{
+    net::SocketAddr,
+    os::fd::{AsRawFd, RawFd},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use aya::maps::{MapData, RingBuf};
+use serde::{Serialize, Serializer};
+use waylay_common::{counter::Counter, event::RawEvent, settings::Switch};
+
+use super::{KernelError, Process, maps};
+
+/// What a connect hook did with a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    Redirected,
+    Passed,
+    Refused,
+}
+
+/// One decision.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DecisionEvent {
+    /// `CLOCK_MONOTONIC`, nanoseconds.
+    pub time_ns: u64,
+    pub process: Process,
+    pub destination: SocketAddr,
+    pub verdict: Verdict,
+    /// The exit that was taken; its name tells the reason.
+    #[serde(serialize_with = "counter_name")]
+    pub reason: Counter,
+}
+
+fn counter_name<S: Serializer>(counter: &Counter, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(counter.name())
+}
+
+impl DecisionEvent {
+    /// `None`: not a record of this build's layout.
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let raw = RawEvent::from_bytes(bytes)?;
+        let reason = Counter::from_raw(raw.counter)?;
+        let verdict = match reason {
+            Counter::RedirectedV4 | Counter::RedirectedV6 | Counter::RedirectedV4Mapped => {
+                Verdict::Redirected
+            }
+            Counter::RefusedAgentLost => Verdict::Refused,
+            _ => Verdict::Passed,
+        };
+        let process = Process::from(raw.process);
+        Some(Self {
+            time_ns: process.connect_time_ns,
+            process,
+            destination: raw.destination.into(),
+            verdict,
+            reason,
+        })
+    }
+}
+
+/// The ring, and the switch that makes the hooks fill it; shared by all clones of [`super::Kernel`].
+pub(super) struct Tracing {
+    pub(super) switches: Arc<Mutex<maps::Switches>>,
+    /// `None` while a [`Trace`] has it.
+    pub(super) ring: Mutex<Option<RingBuf<MapData>>>,
+}
+
+/// The reader of decisions; tracing is on as long as it lives.
+///
+/// Its descriptor becomes readable when there are events: wrap it in tokio's `AsyncFd`, and call [`Self::next`] until
+/// there is none before waiting again.
+pub struct Trace {
+    /// Always there but in `drop`.
+    ring: Option<RingBuf<MapData>>,
+    tracing: Arc<Tracing>,
+}
+
+impl Trace {
+    pub(super) fn start(tracing: Arc<Tracing>) -> Result<Self, KernelError> {
+        let ring = lock(&tracing.ring).take().ok_or(KernelError::TraceBusy)?;
+        let mut trace = Self {
+            ring: Some(ring),
+            tracing,
+        };
+        // Events of an earlier reader that nobody took are not this reader's.
+        while trace.next().is_some() {}
+        maps::set_switch(&mut lock(&trace.tracing.switches), Switch::Tracing, 1)?;
+        Ok(trace)
+    }
+
+    /// The next decision; `None` when there is none at the moment. Never waits.
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "no iterator: None is not the end"
+    )]
+    pub fn next(&mut self) -> Option<DecisionEvent> {
+        let ring = self.ring.as_mut()?;
+        loop {
+            if let Some(event) = DecisionEvent::decode(&ring.next()?) {
+                return Some(event);
+            }
+        }
+    }
+}
+
+impl AsRawFd for Trace {
+    fn as_raw_fd(&self) -> RawFd {
+        self.ring.as_ref().map_or(-1, AsRawFd::as_raw_fd)
+    }
+}
+
+impl Drop for Trace {
+    fn drop(&mut self) {
+        // The switch can only fail to be set when the maps are gone, and then nothing is traced either.
+        let _ = maps::set_switch(&mut lock(&self.tracing.switches), Switch::Tracing, 0);
+        *lock(&self.tracing.ring) = self.ring.take();
+    }
+}
+
+/// The data under these locks is a handle: a panic elsewhere leaves it whole.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

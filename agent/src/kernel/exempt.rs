@@ -1,0 +1,160 @@
+//! Addresses that are never redirected: the agent's own listeners, and those of other instances on this machine.
+//!
+//! Two instances may sit above each other: `waylay exec` in a child cgroup, `waylay run` on the root. The child's hook
+//! runs first and sends the connection to the child's listener; the parent's hook then sees that address and must leave
+//! it alone. So an instance enters its listeners into the maps of all others, and theirs into its own. Whoever starts
+//! later does both; when two start at once, at least one sees the other, because both have their maps before they look.
+//!
+//! An entry names the instance it belongs to. It is taken back at an orderly end, and swept by the others when that
+//! instance's maps are gone from the kernel.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
+
+use aya::maps::{MapData, MapInfo};
+use nix::ifaddrs::getifaddrs;
+use waylay_common::settings::{ExemptKey, ExemptOwner};
+
+use super::{
+    KernelError,
+    inspect::Instance,
+    maps::{self, Exempt},
+};
+
+/// The exempt map of this instance, and what it has entered elsewhere.
+pub(super) struct Exemptions {
+    map: Exempt,
+    owner: ExemptOwner,
+    own: Vec<ExemptKey>,
+}
+
+impl Exemptions {
+    /// Enters `listeners`, which live in the namespace `netns_cookie`.
+    pub(super) fn new(
+        map: MapData,
+        owner: ExemptOwner,
+        netns_cookie: u64,
+        listeners: &[SocketAddr],
+    ) -> Result<Self, KernelError> {
+        let mut map: Exempt = maps::typed(maps::name::EXEMPT, map)?;
+        let own: Vec<_> = spell_out(listeners)?
+            .into_iter()
+            .map(|listener| ExemptKey::new(netns_cookie, listener.into()))
+            .collect();
+        for key in &own {
+            enter(&mut map, key, owner)?;
+        }
+        Ok(Self { map, owner, own })
+    }
+
+    /// Tells all other instances of our listeners, and learns theirs.
+    pub(super) fn exchange(&mut self) -> Result<(), KernelError> {
+        for other in self.others()? {
+            let Ok(mut theirs) = other.exempt_map() else {
+                continue;
+            };
+            for key in &self.own {
+                enter(&mut theirs, key, self.owner)?;
+            }
+            for (key, owner) in listed(&theirs)? {
+                if owner == other.id() {
+                    enter(&mut self.map, &key, owner)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes our listeners back from all other instances.
+    pub(super) fn withdraw(&self) -> Result<(), KernelError> {
+        for other in self.others()? {
+            let Ok(mut theirs) = other.exempt_map() else {
+                continue;
+            };
+            for (key, owner) in listed(&theirs)? {
+                if owner == self.owner {
+                    maps::ensure_removed(theirs.remove(&key), "withdrawing a listener address")?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what instances have left here that are gone.
+    pub(super) fn sweep(&mut self) -> Result<(), KernelError> {
+        let mut alive = BTreeMap::from([(self.owner, true)]);
+        for (key, owner) in listed(&self.map)? {
+            // Kernel ids count upwards and are not given out again while the machine runs.
+            if !*alive
+                .entry(owner)
+                .or_insert_with(|| MapInfo::from_id(owner).is_ok())
+            {
+                maps::ensure_removed(self.map.remove(&key), "sweeping a listener address")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Running instances of this build's layout but this one.
+    fn others(&self) -> Result<Vec<Instance>, KernelError> {
+        let mut others = super::inspect::instances()?;
+        others.retain(|other| other.id() != self.owner && other.speaks_our_layout());
+        Ok(others)
+    }
+}
+
+fn enter(map: &mut Exempt, key: &ExemptKey, owner: ExemptOwner) -> Result<(), KernelError> {
+    map.insert(key, owner, 0).map_err(|source| {
+        KernelError::map(
+            format!("exempting the listener {:?}", key.listener()),
+            source,
+        )
+    })
+}
+
+pub(super) fn listed(map: &Exempt) -> Result<Vec<(ExemptKey, ExemptOwner)>, KernelError> {
+    maps::entries(maps::name::EXEMPT, map.keys(), |key| map.get(key, 0))
+}
+
+/// A wildcard listener is reached by every address of this machine, and the hook cannot tell which those are.
+fn spell_out(listeners: &[SocketAddr]) -> Result<Vec<SocketAddr>, KernelError> {
+    let mut addresses = listeners.to_vec();
+    if listeners
+        .iter()
+        .any(|listener| listener.ip().is_unspecified())
+    {
+        let own = own_addresses()?;
+        for listener in listeners
+            .iter()
+            .filter(|listener| listener.ip().is_unspecified())
+        {
+            // An IPv6 wildcard listener receives IPv4 as well.
+            let reached = own.iter().filter(|ip| listener.is_ipv6() || ip.is_ipv4());
+            addresses.extend(reached.map(|&ip| SocketAddr::new(ip, listener.port())));
+            if listener.is_ipv6() {
+                addresses.push(SocketAddr::new([0, 0, 0, 0].into(), listener.port()));
+            }
+        }
+    }
+    Ok(addresses)
+}
+
+fn own_addresses() -> Result<Vec<IpAddr>, KernelError> {
+    let interfaces = getifaddrs()
+        .map_err(|error| KernelError::io("listing the addresses of this machine", error.into()))?;
+    Ok(interfaces
+        .filter_map(|interface| {
+            let address = interface.address?;
+            let v4 = address
+                .as_sockaddr_in()
+                .map(|address| IpAddr::V4(address.ip()));
+            v4.or_else(|| {
+                address
+                    .as_sockaddr_in6()
+                    .map(|address| IpAddr::V6(address.ip()))
+            })
+        })
+        .collect())
+}

@@ -1,0 +1,116 @@
+//! What workers and the admin side need of the kernel while it runs: a handle on the maps.
+//!
+//! Before it: `interception` has made the maps. It attaches nothing and changes no policy.
+
+use std::{
+    os::fd::AsRawFd,
+    sync::{Arc, Mutex},
+};
+
+use waylay_common::{counter::Counter, flow::SocketState, settings::Switch};
+
+use super::{
+    Handover, KernelError, Trace,
+    events::{Tracing, lock},
+    load::Loaded,
+    maps,
+};
+
+/// What workers need of the kernel; cheap to clone.
+#[derive(Clone)]
+pub struct Kernel {
+    instance: u32,
+    netns_cookie: u64,
+    /// Read by every accept: without a lock, as reading does not change the handle.
+    sockets: Arc<maps::Sockets>,
+    /// A second handle on the same map, for writing; the lock is held for one system call.
+    stamps: Arc<Mutex<maps::Sockets>>,
+    counters: Arc<maps::Counters>,
+    tracing: Arc<Tracing>,
+}
+
+impl Kernel {
+    pub(super) fn new(
+        loaded: &Loaded,
+        instance: u32,
+        netns_cookie: u64,
+    ) -> Result<Self, KernelError> {
+        let mut netns: maps::Netns =
+            maps::typed(maps::name::NETNS, loaded.map(maps::name::NETNS)?)?;
+        netns
+            .insert(netns_cookie, netns_cookie, 0)
+            .map_err(|source| {
+                KernelError::map("enrolling the agent's network namespace", source)
+            })?;
+        let sockets = || maps::typed(maps::name::SOCKETS, loaded.map(maps::name::SOCKETS)?);
+        let switches = maps::typed(maps::name::SWITCHES, loaded.map(maps::name::SWITCHES)?)?;
+        let ring = maps::typed(maps::name::EVENTS, loaded.map(maps::name::EVENTS)?)?;
+        Ok(Self {
+            instance,
+            netns_cookie,
+            sockets: Arc::new(sockets()?),
+            stamps: Arc::new(Mutex::new(sockets()?)),
+            counters: Arc::new(maps::typed(
+                maps::name::COUNTERS,
+                loaded.map(maps::name::COUNTERS)?,
+            )?),
+            tracing: Arc::new(Tracing {
+                switches: Arc::new(Mutex::new(switches)),
+                ring: Mutex::new(Some(ring)),
+            }),
+        })
+    }
+
+    /// Where an accepted connection was going. `None`: it did not come through the hooks (or the handover map was
+    /// full), and must be refused. One system call.
+    ///
+    /// # Errors
+    /// The storage cannot be read.
+    pub fn handover(&self, socket: &impl AsRawFd) -> Result<Option<Handover>, KernelError> {
+        let doing = "reading the original destination of an accepted connection";
+        let state = maps::optional(self.sockets.get(socket, 0), doing)?;
+        Ok(state.as_ref().and_then(Handover::from_state))
+    }
+
+    /// Marks one of the agent's own sockets, before it connects, so that the hooks leave it alone.
+    ///
+    /// # Errors
+    /// The kernel has no memory; the socket must not connect, or it would come back.
+    pub fn stamp_bypass(&self, socket: &impl AsRawFd) -> Result<(), KernelError> {
+        lock(&self.stamps)
+            .insert(socket, SocketState::bypass(), 0)
+            .map_err(|source| KernelError::map("marking a socket of the agent", source))
+    }
+
+    /// All counters, summed over the CPUs.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn counters(&self) -> Result<Vec<(Counter, u64)>, KernelError> {
+        maps::read_counters(&self.counters)
+    }
+
+    /// Starts tracing; it ends when the reader is dropped. There is one reader at a time.
+    ///
+    /// # Errors
+    /// [`KernelError::TraceBusy`], or the maps cannot be written.
+    pub fn trace(&self) -> Result<Trace, KernelError> {
+        Trace::start(Arc::clone(&self.tracing))
+    }
+
+    /// The agent's own network namespace.
+    #[must_use]
+    pub fn netns_cookie(&self) -> u64 {
+        self.netns_cookie
+    }
+
+    /// Which [`super::inspect::Instance`] this is.
+    #[must_use]
+    pub fn instance(&self) -> u32 {
+        self.instance
+    }
+
+    pub(super) fn set(&self, switch: Switch, value: u64) -> Result<(), KernelError> {
+        maps::set_switch(&mut lock(&self.tracing.switches), switch, value)
+    }
+}

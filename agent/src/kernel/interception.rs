@@ -1,0 +1,277 @@
+//! The hooks of one agent, from attaching to the orderly end: options in, attached programs out.
+//!
+//! Before it: the configuration is resolved and the listening sockets are bound. After it: `handle`, which workers hold.
+
+use std::{
+    net::{SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket},
+    path::PathBuf,
+    sync::{
+        Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use waylay_common::settings::{OnAgentLoss, Settings, Switch};
+
+use super::{
+    HANDOVER_ENTRIES, HEARTBEAT_LOSS, Kernel, KernelError,
+    attach::Links,
+    cgroup::Cgroup,
+    clock,
+    events::lock,
+    exempt::Exemptions,
+    leftovers,
+    load::Loaded,
+    maps,
+    pins::PinDir,
+    policy::{Compiled, Policy},
+};
+
+/// Beats between two looks for what other instances have left behind: about five seconds.
+const SWEEP_BEATS: u32 = 20;
+
+/// What to intercept and where to send it.
+#[derive(Clone, Debug)]
+pub struct InterceptOptions {
+    /// An absolute path below the cgroup v2 mount.
+    pub cgroup: PathBuf,
+    /// Where IPv4 connections go: an address the agent listens on.
+    pub redirect_v4: Option<SocketAddrV4>,
+    /// Where IPv6 connections go.
+    pub redirect_v6: Option<SocketAddrV6>,
+    /// All other bound addresses of the agent: never redirected.
+    pub own_listeners: Vec<SocketAddr>,
+    pub policy: Policy,
+    pub on_agent_loss: OnAgentLoss,
+    /// [`HANDOVER_ENTRIES`], but in tests of what happens when it is full.
+    pub handover_entries: u32,
+}
+
+impl InterceptOptions {
+    /// Everything in `cgroup`, to nowhere yet.
+    #[must_use]
+    pub fn new(cgroup: PathBuf) -> Self {
+        Self {
+            cgroup,
+            redirect_v4: None,
+            redirect_v6: None,
+            own_listeners: Vec::new(),
+            policy: Policy::default(),
+            on_agent_loss: OnAgentLoss::Allow,
+            handover_entries: HANDOVER_ENTRIES,
+        }
+    }
+}
+
+/// Attached hooks. Dropping it detaches them, unless `refuse` has pinned them: then only [`Self::detach`] does.
+pub struct Interception {
+    links: Links,
+    kernel: Kernel,
+    policy: maps::Trie,
+    generation: u32,
+    redirect: (bool, bool),
+    exemptions: Mutex<Exemptions>,
+    pins: Option<PinDir>,
+    cgroup_id: u64,
+    beats: AtomicU32,
+}
+
+impl Interception {
+    /// Loads the programs, fills their maps and attaches them. From here on connections are intercepted: the listening
+    /// sockets must be there already.
+    ///
+    /// # Errors
+    /// Every error names its remedy; nothing stays attached.
+    pub fn attach(options: &InterceptOptions) -> Result<Self, KernelError> {
+        let compiled = Compiled::new(&options.policy)?;
+        let redirect = (options.redirect_v4.is_some(), options.redirect_v6.is_some());
+        check_listeners(options, &compiled, redirect)?;
+        let cgroup = Cgroup::open(&options.cgroup)?;
+        let own = Cgroup::own()?;
+        let netns_cookie = own_netns_cookie()?;
+
+        let mut loaded = Loaded::new(options.handover_entries)?;
+        let instance = write_settings(&loaded, options, cgroup.id())?;
+        let kernel = Kernel::new(&loaded, instance, netns_cookie)?;
+        let mut policy = maps::typed(maps::name::POLICY, loaded.map(maps::name::POLICY)?)?;
+        maps::write_generation(&mut policy, &compiled, 0, 1)?;
+        let exempt = loaded.map(maps::name::EXEMPT)?;
+        let mut exemptions =
+            Exemptions::new(exempt, instance, netns_cookie, &own_listeners(options))?;
+        exemptions.exchange()?;
+        kernel.set(Switch::Generation, 1)?;
+        kernel.set(Switch::Heartbeat, clock::monotonic_ns())?;
+        kernel.set(Switch::Redirecting, 1)?;
+
+        let mut interception = Self {
+            links: Links::attach(&mut loaded, &cgroup, &own)?,
+            kernel,
+            policy,
+            generation: 1,
+            redirect,
+            exemptions: Mutex::new(exemptions),
+            pins: None,
+            cgroup_id: cgroup.id(),
+            beats: AtomicU32::new(0),
+        };
+        if options.on_agent_loss == OnAgentLoss::Refuse {
+            let pins = interception
+                .pins
+                .insert(PinDir::create(cgroup.id(), instance)?);
+            interception.links.pin(&pins.path)?;
+        }
+        // Only now, with our own hooks in place: an agent before us may have died with its hooks pinned.
+        interception.remove_stale_pins()?;
+        Ok(interception)
+    }
+
+    /// A handle for workers.
+    #[must_use]
+    pub fn kernel(&self) -> Kernel {
+        self.kernel.clone()
+    }
+
+    /// Puts another policy in force, at once for each connection: a hook sees the old one or the new one, whole.
+    ///
+    /// # Errors
+    /// The policy does not fit, or takes in a family that nobody listens for; the old one stays in force.
+    pub fn replace_policy(&mut self, policy: &Policy) -> Result<(), KernelError> {
+        let compiled = Compiled::new(policy)?;
+        check_families(&compiled, self.redirect)?;
+        let next = self.generation.wrapping_add(1).max(1);
+        maps::write_generation(&mut self.policy, &compiled, self.generation, next)?;
+        self.kernel.set(Switch::Generation, next.into())?;
+        self.generation = next;
+        Ok(())
+    }
+
+    /// Tells the hooks that the agent is alive. Call it at least every [`super::HEARTBEAT_INTERVAL`], and only while every
+    /// worker's loop turns. Every few seconds it also sweeps what dead instances have left.
+    ///
+    /// # Errors
+    /// The maps cannot be written.
+    pub fn heartbeat(&self) -> Result<(), KernelError> {
+        self.kernel.set(Switch::Heartbeat, clock::monotonic_ns())?;
+        if self.beats.fetch_add(1, Ordering::Relaxed) % SWEEP_BEATS == 1 {
+            lock(&self.exemptions).sweep()?;
+            self.remove_stale_pins()?;
+        }
+        Ok(())
+    }
+
+    /// Redirects no further connections; those that were redirected keep their getpeername and handover.
+    ///
+    /// # Errors
+    /// The maps cannot be written.
+    pub fn stop_redirecting(&self) -> Result<(), KernelError> {
+        self.kernel.set(Switch::Redirecting, 0)
+    }
+
+    /// The orderly end: takes away the hooks, their pins, and our addresses from other instances' maps.
+    ///
+    /// # Errors
+    /// The first thing that could not be taken away; the others are, all the same.
+    pub fn detach(mut self) -> Result<(), KernelError> {
+        let unpinned = self.links.unpin();
+        self.links.detach();
+        let removed = self.pins.take().map_or(Ok(()), |pins| pins.remove());
+        // Only now: a hook of ours that still ran would lead others to redirect to us once more.
+        let withdrawn = lock(&self.exemptions).withdraw();
+        unpinned.and(removed).and(withdrawn)
+    }
+
+    fn remove_stale_pins(&self) -> Result<(), KernelError> {
+        let (cgroup_id, instance) = (self.cgroup_id, self.kernel.instance());
+        leftovers::remove_pins(|dir| dir.cgroup_id == cgroup_id && dir.instance != instance)
+            .map(drop)
+    }
+}
+
+impl Drop for Interception {
+    fn drop(&mut self) {
+        self.links.detach();
+        if self.pins.is_none() {
+            // If it fails, the others sweep our addresses a little later.
+            let _ = lock(&self.exemptions).withdraw();
+        }
+    }
+}
+
+/// Fills the settings map and returns its kernel id, by which the instance is known.
+fn write_settings(
+    loaded: &Loaded,
+    options: &InterceptOptions,
+    cgroup_id: u64,
+) -> Result<u32, KernelError> {
+    let loss_ns = u64::try_from(HEARTBEAT_LOSS.as_nanos()).unwrap_or(u64::MAX);
+    let mut settings = Settings::new(
+        options.on_agent_loss,
+        loss_ns,
+        cgroup_id,
+        std::process::id(),
+    );
+    if let Some(address) = options.redirect_v4 {
+        settings.redirect_v4 = SocketAddr::V4(address).into();
+    }
+    if let Some(address) = options.redirect_v6 {
+        settings.redirect_v6 = SocketAddr::V6(address).into();
+    }
+    let data = loaded.map(maps::name::SETTINGS)?;
+    let written = |source| KernelError::map("writing the settings", source);
+    let id = data.info().map_err(written)?.id();
+    let mut map: maps::Settled = maps::typed(maps::name::SETTINGS, data)?;
+    map.set(0, settings, 0).map_err(written)?;
+    Ok(id)
+}
+
+fn check_listeners(
+    options: &InterceptOptions,
+    compiled: &Compiled,
+    redirect: (bool, bool),
+) -> Result<(), KernelError> {
+    for address in redirects(options) {
+        if address.port() == 0 || address.ip().is_unspecified() {
+            return Err(KernelError::BadRedirect(address));
+        }
+    }
+    check_families(compiled, redirect)
+}
+
+/// A family that is intercepted needs an address to go to, or it would bypass the agent silently.
+fn check_families(compiled: &Compiled, (v4, v6): (bool, bool)) -> Result<(), KernelError> {
+    if compiled.intercepts_v4() && !v4 {
+        return Err(KernelError::NoListener {
+            family: "IPv4",
+            everything: "0.0.0.0/0",
+        });
+    }
+    if compiled.intercepts_v6() && !v6 {
+        return Err(KernelError::NoListener {
+            family: "IPv6",
+            everything: "::/0",
+        });
+    }
+    Ok(())
+}
+
+fn redirects(options: &InterceptOptions) -> impl Iterator<Item = SocketAddr> {
+    let v4 = options.redirect_v4.map(SocketAddr::V4);
+    v4.into_iter()
+        .chain(options.redirect_v6.map(SocketAddr::V6))
+}
+
+fn own_listeners(options: &InterceptOptions) -> Vec<SocketAddr> {
+    redirects(options)
+        .chain(options.own_listeners.iter().copied())
+        .collect()
+}
+
+fn own_netns_cookie() -> Result<u64, KernelError> {
+    let cookie = || waylay_common::user::netns_cookie(&UdpSocket::bind("127.0.0.1:0")?);
+    cookie().map_err(|source| {
+        KernelError::io(
+            "reading the cookie of the agent's network namespace",
+            source,
+        )
+    })
+}

@@ -1,0 +1,185 @@
+//! Typed handles on the maps of one instance, whether it is this process's own or was found in the kernel.
+//!
+//! Before it: `load` has created the maps, or `inspect` has found their ids. After it: everything that reads or writes
+//! them. Who writes what is told in `ebpf/src/maps.rs`.
+
+use aya::{
+    Pod,
+    maps::{
+        Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage,
+        lpm_trie::{Key, LpmTrie},
+    },
+};
+use waylay_common::{
+    counter::Counter,
+    flow::{FlowKey, HandoverEntry, SocketState},
+    policy::{PolicyKey, PortRules},
+    settings::{ExemptKey, ExemptOwner, Settings, Switch},
+};
+
+use super::{
+    KernelError,
+    policy::{Compiled, Node, Prefix},
+};
+
+/// Names of the maps, as the kernel shows them.
+pub mod name {
+    pub const SETTINGS: &str = "WAYLAY_SETTINGS";
+    pub const SWITCHES: &str = "WAYLAY_SWITCHES";
+    pub const SOCKETS: &str = "WAYLAY_SOCKETS";
+    pub const HANDOVER: &str = "WAYLAY_HANDOVER";
+    pub const POLICY: &str = "WAYLAY_POLICY";
+    pub const EXEMPT: &str = "WAYLAY_EXEMPT";
+    pub const NETNS: &str = "WAYLAY_NETNS";
+    pub const COUNTERS: &str = "WAYLAY_COUNTERS";
+    pub const EVENTS: &str = "WAYLAY_EVENTS";
+}
+
+pub(super) type Settled = Array<MapData, Settings>;
+pub(super) type Switches = Array<MapData, u64>;
+pub(super) type Sockets = SkStorage<MapData, SocketState>;
+pub(super) type Flows = HashMap<MapData, FlowKey, HandoverEntry>;
+pub(super) type Trie = LpmTrie<MapData, PolicyKey, PortRules>;
+pub(super) type Exempt = HashMap<MapData, ExemptKey, ExemptOwner>;
+pub(super) type Netns = HashMap<MapData, u64, u64>;
+pub(super) type Counters = PerCpuArray<MapData, u64>;
+
+/// A typed view of `data`.
+pub(super) fn typed<T: TryFrom<Map, Error = MapError>>(
+    name: &str,
+    data: MapData,
+) -> Result<T, KernelError> {
+    let open = || T::try_from(Map::from_map_data(data)?);
+    open().map_err(|source| KernelError::map(format!("opening the map {name}"), source))
+}
+
+/// A second handle on the same map.
+pub(super) fn duplicate(name: &str, data: &MapData) -> Result<MapData, KernelError> {
+    use std::os::fd::AsFd as _;
+    let fd = data.fd().as_fd().try_clone_to_owned().map_err(|source| {
+        KernelError::io(format!("duplicating the handle of the map {name}"), source)
+    })?;
+    MapData::from_fd(fd)
+        .map_err(|source| KernelError::map(format!("opening the map {name}"), source))
+}
+
+/// The value of a key; `None` when it is not there.
+pub(super) fn optional<V>(
+    result: Result<V, MapError>,
+    doing: &str,
+) -> Result<Option<V>, KernelError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(source) => Err(KernelError::map(doing, source)),
+    }
+}
+
+/// All entries of a map that others may be changing meanwhile; entries that vanish are left out.
+pub(super) fn entries<K: Pod, V: Pod>(
+    name: &str,
+    keys: impl Iterator<Item = Result<K, MapError>>,
+    value: impl Fn(&K) -> Result<V, MapError>,
+) -> Result<Vec<(K, V)>, KernelError> {
+    let doing = format!("reading the map {name}");
+    let mut entries = Vec::new();
+    for key in keys {
+        let key = key.map_err(|source| KernelError::map(&doing, source))?;
+        if let Some(value) = optional(value(&key), &doing)? {
+            entries.push((key, value));
+        }
+    }
+    Ok(entries)
+}
+
+/// Removes a key; none is as good.
+pub(super) fn ensure_removed(result: Result<(), MapError>, doing: &str) -> Result<(), KernelError> {
+    match result {
+        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error))
+            if error.io_error.kind() == std::io::ErrorKind::NotFound =>
+        {
+            Ok(())
+        }
+        Err(source) => Err(KernelError::map(doing, source)),
+    }
+}
+
+pub(super) fn set_switch(
+    switches: &mut Switches,
+    switch: Switch,
+    value: u64,
+) -> Result<(), KernelError> {
+    switches
+        .set(switch as u32, value, 0)
+        .map_err(|source| KernelError::map(format!("setting the switch {switch:?}"), source))
+}
+
+pub(super) fn read_switch(switches: &Switches, switch: Switch) -> Result<u64, KernelError> {
+    switches
+        .get(&(switch as u32), 0)
+        .map_err(|source| KernelError::map(format!("reading the switch {switch:?}"), source))
+}
+
+/// The sum over all CPUs of every counter.
+pub(super) fn read_counters(counters: &Counters) -> Result<Vec<(Counter, u64)>, KernelError> {
+    Counter::ALL
+        .iter()
+        .map(|&counter| {
+            let values = counters.get(&(counter as u32), 0).map_err(|source| {
+                KernelError::map(format!("reading the counter {}", counter.name()), source)
+            })?;
+            Ok((counter, values.iter().sum()))
+        })
+        .collect()
+}
+
+/// Puts `compiled` beside the generation in force, then removes nothing: hooks may still be reading the other one.
+pub(super) fn write_generation(
+    trie: &mut Trie,
+    compiled: &Compiled,
+    in_force: u32,
+    new: u32,
+) -> Result<(), KernelError> {
+    let doing = "writing the policy";
+    let keys: Vec<_> = trie
+        .keys()
+        .collect::<Result<_, _>>()
+        .map_err(|source| KernelError::map(doing, source))?;
+    for key in keys {
+        if key.data().generation != in_force {
+            ensure_removed(trie.remove(&key), doing)?;
+        }
+    }
+    for Node { prefix, rules } in compiled.nodes() {
+        let data = PolicyKey {
+            generation: new,
+            ip: prefix.ip(),
+        };
+        trie.insert(
+            &Key::new(PolicyKey::GENERATION_BITS + prefix.len(), data),
+            rules,
+            0,
+        )
+        .map_err(|source| KernelError::map(doing, source))?;
+    }
+    Ok(())
+}
+
+/// The nodes of one generation.
+pub(super) fn read_generation(trie: &Trie, generation: u32) -> Result<Vec<Node>, KernelError> {
+    // A lookup by the node's own prefix finds the node itself: there is no longer one that contains it.
+    let all = entries(name::POLICY, trie.keys(), |key| trie.get(key, 0))?;
+    let nodes = all
+        .into_iter()
+        .filter(|(key, _)| key.data().generation == generation);
+    Ok(nodes
+        .map(|(key, rules)| {
+            let len = key.prefix_len() - PolicyKey::GENERATION_BITS;
+            Node {
+                prefix: Prefix::from_parts(key.data().ip, len),
+                rules,
+            }
+        })
+        .collect())
+}
