@@ -35,17 +35,23 @@ pod!(
     RawEvent
 );
 
-impl RawEvent {
-    /// Decodes a record of the decision ring; `None` when its length is another layout's.
-    #[must_use]
-    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        if bytes.len() != size_of::<Self>() {
-            return None;
+macro_rules! from_bytes {
+    ($($ty:ty),+ $(,)?) => {$(
+        impl $ty {
+            /// Decodes one value; `None` when the length is that of another layout.
+            #[must_use]
+            pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+                if bytes.len() != size_of::<Self>() {
+                    return None;
+                }
+                // SAFETY: the length is checked, every bit pattern is a value (see `pod!`), and the read is unaligned.
+                Some(unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) })
+            }
         }
-        // SAFETY: the length is checked, every bit pattern is a value (see `pod!`), and the read is unaligned.
-        Some(unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) })
-    }
+    )+};
 }
+
+from_bytes!(RawEvent, SocketState);
 
 /// The cookie of the network namespace a socket lives in: `SO_NETNS_COOKIE`, Linux 5.14.
 ///

@@ -15,7 +15,8 @@ use waylay_common::{
     settings::{OnAgentLoss, Settings, Switch},
 };
 
-use super::{KernelError, Process, clock, exempt, load, maps};
+pub use super::sockets::SocketRow;
+use super::{KernelError, Process, clock, exempt, load, maps, sockets};
 
 /// One instance of waylay in the kernel: its programs and maps, whoever holds them.
 #[derive(Debug)]
@@ -144,7 +145,8 @@ impl Instance {
     /// `None`: its connect hooks are gone, so nothing is left that intercepts.
     fn complete(mut self) -> Option<Self> {
         self.id = *self.maps.get(maps::name::SETTINGS)?;
-        let settings: Result<maps::Settled, _> = self.open(maps::name::SETTINGS);
+        let settings = open(&self.maps, maps::name::SETTINGS)
+            .and_then(|data| maps::typed::<maps::Settled>(maps::name::SETTINGS, data));
         // Settings of another size are those of another layout, and stay what they are: unknown.
         if let Some(settings) = settings.ok().and_then(|settings| settings.get(&0, 0).ok()) {
             self.settings = settings;
@@ -305,6 +307,14 @@ impl Instance {
             .collect())
     }
 
+    /// Sockets of this network namespace that carry a state.
+    ///
+    /// # Errors
+    /// As [`Self::status`].
+    pub fn sockets(&self) -> Result<Vec<SocketRow>, KernelError> {
+        sockets::list(&self.map_data(maps::name::SOCKETS)?)
+    }
+
     pub(super) fn exempt_map(&self) -> Result<maps::Exempt, KernelError> {
         self.open_checked(maps::name::EXEMPT)
     }
@@ -313,6 +323,12 @@ impl Instance {
     where
         T: TryFrom<aya::maps::Map, Error = aya::maps::MapError>,
     {
+        maps::typed(name, self.map_data(name)?)
+    }
+
+    /// # Errors
+    /// The maps are of another layout.
+    fn map_data(&self, name: &'static str) -> Result<MapData, KernelError> {
         if !self.speaks_our_layout() {
             return Err(KernelError::Layout {
                 instance: self.id,
@@ -320,18 +336,14 @@ impl Instance {
                 expected: LAYOUT,
             });
         }
-        self.open(name)
+        open(&self.maps, name)
     }
+}
 
-    fn open<T>(&self, name: &'static str) -> Result<T, KernelError>
-    where
-        T: TryFrom<aya::maps::Map, Error = aya::maps::MapError>,
-    {
-        let id = *self.maps.get(name).ok_or(KernelError::Incomplete(name))?;
-        let data = MapData::from_id(id)
-            .map_err(|source| KernelError::map(format!("opening the map {name}"), source))?;
-        maps::typed(name, data)
-    }
+fn open(maps: &BTreeMap<String, u32>, name: &'static str) -> Result<MapData, KernelError> {
+    let id = *maps.get(name).ok_or(KernelError::Incomplete(name))?;
+    MapData::from_id(id)
+        .map_err(|source| KernelError::map(format!("opening the map {name}"), source))
 }
 
 /// The ranges of one direction as text: `all`, `80`, `8000-8999`.

@@ -28,6 +28,7 @@ mod load;
 mod maps;
 mod pins;
 pub mod policy;
+mod sockets;
 
 use std::time::Duration;
 
