@@ -9,6 +9,7 @@ use std::{
         Mutex,
         atomic::{AtomicU32, Ordering},
     },
+    time::Duration,
 };
 
 use waylay_common::settings::{OnAgentLoss, Settings, Switch};
@@ -45,6 +46,8 @@ pub struct InterceptOptions {
     pub on_agent_loss: OnAgentLoss,
     /// [`HANDOVER_ENTRIES`], but in tests of what happens when it is full.
     pub handover_entries: u32,
+    /// [`HEARTBEAT_LOSS`], but in tests that do nothing else for longer.
+    pub heartbeat_loss: Duration,
 }
 
 impl InterceptOptions {
@@ -59,6 +62,7 @@ impl InterceptOptions {
             policy: Policy::default(),
             on_agent_loss: OnAgentLoss::Allow,
             handover_entries: HANDOVER_ENTRIES,
+            heartbeat_loss: HEARTBEAT_LOSS,
         }
     }
 }
@@ -203,7 +207,7 @@ fn write_settings(
     options: &InterceptOptions,
     cgroup_id: u64,
 ) -> Result<u32, KernelError> {
-    let loss_ns = u64::try_from(HEARTBEAT_LOSS.as_nanos()).unwrap_or(u64::MAX);
+    let loss_ns = u64::try_from(options.heartbeat_loss.as_nanos()).unwrap_or(u64::MAX);
     let mut settings = Settings::new(
         options.on_agent_loss,
         loss_ns,

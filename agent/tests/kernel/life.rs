@@ -3,7 +3,8 @@
 use std::{net::TcpListener, time::Duration};
 
 use waylay::kernel::{
-    Counter, Interception, KernelError, OnAgentLoss, Policy, Rule, Verdict, inspect, leftovers,
+    Counter, HEARTBEAT_LOSS, Interception, KernelError, OnAgentLoss, Policy, Rule, Verdict,
+    inspect, leftovers,
 };
 
 use crate::{
@@ -15,12 +16,12 @@ use crate::{
 fn a_lost_agent_lets_connections_pass_and_catches_them_again_when_it_is_back() {
     let world = World::new();
     let (server, server_addr) = world::greeter("direct");
-    let interception = world.attach(|_| {});
+    let interception = world.attach(|options| options.heartbeat_loss = HEARTBEAT_LOSS);
     let connect = format!(
         "s = socket.create_connection(('127.0.0.1', {}))\nprint(s.recv(9).decode())",
         server_addr.port()
     );
-    std::thread::sleep(waylay::kernel::HEARTBEAT_LOSS + Duration::from_millis(50));
+    std::thread::sleep(HEARTBEAT_LOSS + Duration::from_millis(50));
     assert_eq!(world.python(&connect).output(), "direct");
     server.join().unwrap();
     assert_eq!(counter(&interception, Counter::PassedAgentLost), 1);
@@ -39,9 +40,12 @@ fn under_refuse_the_hooks_outlive_the_agent_until_another_takes_over() {
          except OSError as e:\n\x20   print(e.errno)",
         server.local_addr().unwrap().port()
     );
-    let interception = world.attach(|options| options.on_agent_loss = OnAgentLoss::Refuse);
+    let interception = world.attach(|options| {
+        options.on_agent_loss = OnAgentLoss::Refuse;
+        options.heartbeat_loss = HEARTBEAT_LOSS;
+    });
     let first = interception.kernel().instance();
-    std::thread::sleep(waylay::kernel::HEARTBEAT_LOSS + Duration::from_millis(50));
+    std::thread::sleep(HEARTBEAT_LOSS + Duration::from_millis(50));
     assert_eq!(world.python(&connect).output(), "111");
     assert_eq!(counter(&interception, Counter::RefusedAgentLost), 1);
 
@@ -269,4 +273,39 @@ fn an_instance_can_be_read_without_its_agent() {
         [interception.kernel().netns_cookie()]
     );
     assert_eq!(instance.counters().unwrap().len(), Counter::ALL.len());
+}
+
+#[test]
+fn what_sockets_remember_can_be_listed() {
+    let world = World::new();
+    let interception = world.attach(|_| {});
+    let mut client = world.python(
+        "a = socket.create_connection(('127.77.0.1', 80))\n\
+         b = socket.socket(socket.AF_INET6)\nb.connect(('::1', 7))\nprint('there', flush=True)\ninput()",
+    );
+    assert_eq!(client.line(), "there");
+    let accepted = [world.accept(false), world.accept(true)];
+    let instances = inspect::instances().unwrap();
+    let instance = instances
+        .iter()
+        .find(|i| i.id() == interception.kernel().instance())
+        .unwrap();
+    let rows = instance.sockets().unwrap();
+    for (accepted, dialled) in accepted.iter().zip([NOBODY, "[::1]:7"]) {
+        let (ours, theirs) = (
+            accepted.local_addr().unwrap(),
+            accepted.peer_addr().unwrap(),
+        );
+        for (role, local, remote) in [("client", theirs, ours), ("accepted", ours, theirs)] {
+            let row = rows
+                .iter()
+                .find(|row| row.local == local && row.remote == remote)
+                .unwrap();
+            assert_eq!((row.role, row.original_dst), (role, Some(addr(dialled))));
+            assert_eq!(row.process.as_ref().unwrap().pid, client.pid());
+        }
+    }
+    assert_eq!(rows.len(), 4, "{rows:?}");
+    client.say("bye");
+    client.output();
 }
