@@ -46,16 +46,13 @@ impl DecisionEvent {
         let raw = RawEvent::from_bytes(bytes)?;
         let reason = Counter::from_raw(raw.counter)?;
         let verdict = match reason {
-            Counter::RedirectedV4 | Counter::RedirectedV6 | Counter::RedirectedV4Mapped => {
-                Verdict::Redirected
-            }
+            Counter::RedirectedV4 | Counter::RedirectedV6 | Counter::RedirectedV4Mapped => Verdict::Redirected,
             Counter::RefusedAgentLost => Verdict::Refused,
             _ => Verdict::Passed,
         };
-        let process = Process::from(raw.process);
         Some(Self {
-            time_ns: process.connect_time_ns,
-            process,
+            time_ns: raw.process.connect_time_ns,
+            process: raw.process.into(),
             destination: raw.destination.into(),
             verdict,
             reason,
@@ -83,10 +80,7 @@ pub struct Trace {
 impl Trace {
     pub(super) fn start(tracing: Arc<Tracing>) -> Result<Self, KernelError> {
         let ring = lock(&tracing.ring).take().ok_or(KernelError::TraceBusy)?;
-        let mut trace = Self {
-            ring: Some(ring),
-            tracing,
-        };
+        let mut trace = Self { ring: Some(ring), tracing };
         // Events of an earlier reader that nobody took are not this reader's.
         while trace.next().is_some() {}
         maps::set_switch(&mut lock(&trace.tracing.switches), Switch::Tracing, 1)?;
@@ -94,10 +88,7 @@ impl Trace {
     }
 
     /// The next decision; `None` when there is none at the moment. Never waits.
-    #[expect(
-        clippy::should_implement_trait,
-        reason = "no iterator: None is not the end"
-    )]
+    #[expect(clippy::should_implement_trait, reason = "no iterator: None is not the end")]
     pub fn next(&mut self) -> Option<DecisionEvent> {
         let ring = self.ring.as_mut()?;
         loop {

@@ -3,6 +3,7 @@
 //! Before it: `interception` has made the maps. It attaches nothing and changes no policy.
 
 use std::{
+    fmt,
     os::fd::AsRawFd,
     sync::{Arc, Mutex},
 };
@@ -29,19 +30,18 @@ pub struct Kernel {
     tracing: Arc<Tracing>,
 }
 
+impl fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kernel").field("instance", &self.instance).finish_non_exhaustive()
+    }
+}
+
 impl Kernel {
-    pub(super) fn new(
-        loaded: &Loaded,
-        instance: u32,
-        netns_cookie: u64,
-    ) -> Result<Self, KernelError> {
-        let mut netns: maps::Netns =
-            maps::typed(maps::name::NETNS, loaded.map(maps::name::NETNS)?)?;
+    pub(super) fn new(loaded: &Loaded, instance: u32, netns_cookie: u64) -> Result<Self, KernelError> {
+        let mut netns: maps::Netns = maps::typed(maps::name::NETNS, loaded.map(maps::name::NETNS)?)?;
         netns
             .insert(netns_cookie, netns_cookie, 0)
-            .map_err(|source| {
-                KernelError::map("enrolling the agent's network namespace", source)
-            })?;
+            .map_err(|source| KernelError::map("enrolling the agent's network namespace", source))?;
         let sockets = || maps::typed(maps::name::SOCKETS, loaded.map(maps::name::SOCKETS)?);
         let switches = maps::typed(maps::name::SWITCHES, loaded.map(maps::name::SWITCHES)?)?;
         let ring = maps::typed(maps::name::EVENTS, loaded.map(maps::name::EVENTS)?)?;
@@ -50,14 +50,8 @@ impl Kernel {
             netns_cookie,
             sockets: Arc::new(sockets()?),
             stamps: Arc::new(Mutex::new(sockets()?)),
-            counters: Arc::new(maps::typed(
-                maps::name::COUNTERS,
-                loaded.map(maps::name::COUNTERS)?,
-            )?),
-            tracing: Arc::new(Tracing {
-                switches: Arc::new(Mutex::new(switches)),
-                ring: Mutex::new(Some(ring)),
-            }),
+            counters: Arc::new(maps::typed(maps::name::COUNTERS, loaded.map(maps::name::COUNTERS)?)?),
+            tracing: Arc::new(Tracing { switches: Arc::new(Mutex::new(switches)), ring: Mutex::new(Some(ring)) }),
         })
     }
 

@@ -25,34 +25,25 @@ pub struct Process {
     pub cgroup_id: u64,
     /// The network namespace of the socket.
     pub netns_cookie: u64,
-    /// When connect was called: `CLOCK_MONOTONIC`, nanoseconds.
-    pub connect_time_ns: u64,
 }
 
 impl Handover {
     /// `None`: the socket is not an accepted one.
     pub(super) fn from_state(state: &SocketState) -> Option<Self> {
-        (state.role() == Some(Role::Accepted)).then(|| Self {
-            original_dst: state.original_dst.into(),
-            process: state.process.into(),
-        })
+        (state.role() == Some(Role::Accepted))
+            .then(|| Self { original_dst: state.original_dst.into(), process: state.process.into() })
     }
 }
 
 impl From<ProcessStamp> for Process {
     fn from(stamp: ProcessStamp) -> Self {
-        let end = stamp
-            .comm
-            .iter()
-            .position(|&byte| byte == 0)
-            .unwrap_or(stamp.comm.len());
+        let end = stamp.comm.iter().position(|&byte| byte == 0).unwrap_or(stamp.comm.len());
         Self {
             pid: stamp.pid,
             uid: stamp.uid,
             comm: String::from_utf8_lossy(&stamp.comm[..end]).into_owned(),
             cgroup_id: stamp.cgroup_id,
             netns_cookie: stamp.netns_cookie,
-            connect_time_ns: stamp.connect_time_ns,
         }
     }
 }
