@@ -49,32 +49,19 @@ fn run() -> Result<()> {
         .context("starting the second half of the build script")?;
     // aya-build passes every line of cargo's progress on as a warning: they matter when the build has failed.
     let lines = String::from_utf8_lossy(&output.stdout);
-    for line in lines
-        .lines()
-        .filter(|line| !output.status.success() || !line.starts_with("cargo:warning="))
-    {
+    for line in lines.lines().filter(|line| !output.status.success() || !line.starts_with("cargo:warning=")) {
         println!("{line}");
     }
-    ensure!(
-        output.status.success(),
-        "building the kernel programs with the toolchain {toolchain} failed"
-    );
+    ensure!(output.status.success(), "building the kernel programs with the toolchain {toolchain} failed");
     Ok(())
 }
 
 fn build(toolchain: &str) -> Result<()> {
     let root =
-        PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").context("cargo sets CARGO_MANIFEST_DIR")?)
-            .join("../ebpf");
-    let root_dir = root
-        .to_str()
-        .context("the path of the repository is not UTF-8")?;
+        PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").context("cargo sets CARGO_MANIFEST_DIR")?).join("../ebpf");
+    let root_dir = root.to_str().context("the path of the repository is not UTF-8")?;
     aya_build::build_ebpf(
-        [Package {
-            name: "waylay-ebpf",
-            root_dir,
-            ..Package::default()
-        }],
+        [Package { name: "waylay-ebpf", root_dir, ..Package::default() }],
         Toolchain::Custom(toolchain),
     )
 }
@@ -84,42 +71,28 @@ fn toolchain() -> Option<String> {
     if let Ok(chosen) = env::var(CHOICE) {
         return runs_in(&chosen).then_some(chosen);
     }
-    ["nightly", LINKED]
-        .into_iter()
-        .find(|name| has_core_source(name))
-        .map(str::to_owned)
+    ["nightly", LINKED].into_iter().find(|name| has_core_source(name)).map(str::to_owned)
 }
 
 fn has_core_source(toolchain: &str) -> bool {
     let output = rustc(toolchain).args(["--print", "sysroot"]).output();
     output.is_ok_and(|output| {
         let sysroot = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        output.status.success()
-            && Path::new(&sysroot)
-                .join("lib/rustlib/src/rust/library/core")
-                .is_dir()
+        output.status.success() && Path::new(&sysroot).join("lib/rustlib/src/rust/library/core").is_dir()
     })
 }
 
 fn runs_in(toolchain: &str) -> bool {
-    rustc(toolchain)
-        .arg("-V")
-        .output()
-        .is_ok_and(|output| output.status.success())
+    rustc(toolchain).arg("-V").output().is_ok_and(|output| output.status.success())
 }
 
 fn rustc(toolchain: &str) -> Command {
     let mut command = Command::new("rustup");
     // Cargo's own choice of compiler must not leak into the question.
-    command
-        .args(["run", toolchain, "rustc"])
-        .env_remove("RUSTUP_TOOLCHAIN");
+    command.args(["run", toolchain, "rustc"]).env_remove("RUSTUP_TOOLCHAIN");
     command
 }
 
 fn runs(program: &str, args: &[&str]) -> bool {
-    Command::new(program)
-        .args(args)
-        .output()
-        .is_ok_and(|output| output.status.success())
+    Command::new(program).args(args).output().is_ok_and(|output| output.status.success())
 }

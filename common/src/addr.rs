@@ -26,9 +26,7 @@ impl Ip {
     #[inline(always)]
     #[must_use]
     pub const fn from_v4_word(word: u32) -> Self {
-        Self {
-            words: [0, 0, MAPPED, word],
-        }
+        Self { words: [0, 0, MAPPED, word] }
     }
 
     /// From `user_ip6` and its like: four words in network order.
@@ -65,18 +63,14 @@ impl Ip {
         if self.is_v4() {
             return self.words[3] & 0xff00_0000_u32.to_be() == 0x7f00_0000_u32.to_be();
         }
-        self.words[0] == 0
-            && self.words[1] == 0
-            && self.words[2] == 0
-            && self.words[3] == 1_u32.to_be()
+        self.words[0] == 0 && self.words[1] == 0 && self.words[2] == 0 && self.words[3] == 1_u32.to_be()
     }
 
     /// 0.0.0.0 or `::`.
     #[inline(always)]
     #[must_use]
     pub const fn is_unspecified(&self) -> bool {
-        self.words[3] == 0
-            && (self.is_v4() || (self.words[0] == 0 && self.words[1] == 0 && self.words[2] == 0))
+        self.words[3] == 0 && (self.is_v4() || (self.words[0] == 0 && self.words[1] == 0 && self.words[2] == 0))
     }
 
     /// `fe80::/10`: only meaningful together with an interface, which a connect hook is not told.
@@ -90,11 +84,7 @@ impl Ip {
     #[inline(always)]
     #[must_use]
     pub const fn wildcard(&self) -> Self {
-        if self.is_v4() {
-            Self::from_v4_word(0)
-        } else {
-            Self { words: [0; 4] }
-        }
+        if self.is_v4() { Self::from_v4_word(0) } else { Self { words: [0; 4] } }
     }
 
     /// 127.0.0.1 or `::1`, by the family of `self`.
@@ -104,9 +94,7 @@ impl Ip {
         if self.is_v4() {
             Self::from_v4_word(0x7f00_0001_u32.to_be())
         } else {
-            Self {
-                words: [0, 0, 0, 1_u32.to_be()],
-            }
+            Self { words: [0, 0, 0, 1_u32.to_be()] }
         }
     }
 
@@ -154,11 +142,7 @@ impl From<IpAddr> for Ip {
 /// An IPv4-mapped address comes back as `IpAddr::V4`.
 impl From<Ip> for IpAddr {
     fn from(ip: Ip) -> Self {
-        if ip.is_v4() {
-            Self::V4(Ipv4Addr::from(ip.words[3].to_ne_bytes()))
-        } else {
-            Self::V6(ip.octets().into())
-        }
+        if ip.is_v4() { Self::V4(Ipv4Addr::from(ip.words[3].to_ne_bytes())) } else { Self::V6(ip.octets().into()) }
     }
 }
 
@@ -180,18 +164,12 @@ const _: () = assert!(size_of::<Endpoint>() == 20 && align_of::<Endpoint>() == 4
 
 impl Endpoint {
     /// No address at all.
-    pub const NONE: Self = Self {
-        ip: Ip { words: [0; 4] },
-        port: 0,
-    };
+    pub const NONE: Self = Self { ip: Ip { words: [0; 4] }, port: 0 };
 
     #[inline(always)]
     #[must_use]
     pub const fn new(ip: Ip, port: u16) -> Self {
-        Self {
-            ip,
-            port: port as u32,
-        }
+        Self { ip, port: port as u32 }
     }
 
     #[inline(always)]
@@ -241,10 +219,7 @@ mod tests {
     fn an_ipv4_mapped_address_is_the_ipv4_address() {
         let mapped: Ipv6Addr = "::ffff:10.1.2.3".parse().unwrap();
         assert_eq!(Ip::from(mapped), Ip::from(Ipv4Addr::new(10, 1, 2, 3)));
-        assert_eq!(
-            IpAddr::from(Ip::from(mapped)),
-            "10.1.2.3".parse::<IpAddr>().unwrap()
-        );
+        assert_eq!(IpAddr::from(Ip::from(mapped)), "10.1.2.3".parse::<IpAddr>().unwrap());
     }
 
     #[test]
@@ -275,19 +250,10 @@ mod tests {
     fn the_wildcard_and_the_loopback_keep_the_family() {
         let v4 = Ip::from(Ipv4Addr::new(10, 0, 0, 1));
         let v6 = Ip::from(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
-        assert_eq!(
-            IpAddr::from(v4.wildcard()),
-            "0.0.0.0".parse::<IpAddr>().unwrap()
-        );
+        assert_eq!(IpAddr::from(v4.wildcard()), "0.0.0.0".parse::<IpAddr>().unwrap());
         assert_eq!(IpAddr::from(v6.wildcard()), "::".parse::<IpAddr>().unwrap());
-        assert_eq!(
-            IpAddr::from(v4.loopback()),
-            "127.0.0.1".parse::<IpAddr>().unwrap()
-        );
-        assert_eq!(
-            IpAddr::from(v6.loopback()),
-            "::1".parse::<IpAddr>().unwrap()
-        );
+        assert_eq!(IpAddr::from(v4.loopback()), "127.0.0.1".parse::<IpAddr>().unwrap());
+        assert_eq!(IpAddr::from(v6.loopback()), "::1".parse::<IpAddr>().unwrap());
     }
 
     proptest! {

@@ -90,11 +90,7 @@ impl Counter {
 
     #[must_use]
     pub const fn from_raw(raw: u32) -> Option<Self> {
-        if raw < Self::COUNT {
-            Some(Self::ALL[raw as usize])
-        } else {
-            None
-        }
+        if raw < Self::COUNT { Some(Self::ALL[raw as usize]) } else { None }
     }
 }
 
@@ -118,10 +114,7 @@ mod tests {
         names.dedup();
         assert_eq!(names.len(), Counter::ALL.len());
         for counter in Counter::ALL {
-            assert!(
-                counter.help().ends_with('.') && !counter.help().starts_with(' '),
-                "{counter:?}"
-            );
+            assert!(counter.help().ends_with('.') && !counter.help().starts_with(' '), "{counter:?}");
         }
     }
 }

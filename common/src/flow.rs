@@ -44,14 +44,7 @@ pub struct ProcessStamp {
 }
 
 impl ProcessStamp {
-    pub const NONE: Self = Self {
-        netns_cookie: 0,
-        cgroup_id: 0,
-        connect_time_ns: 0,
-        pid: 0,
-        uid: 0,
-        comm: [0; 16],
-    };
+    pub const NONE: Self = Self { netns_cookie: 0, cgroup_id: 0, connect_time_ns: 0, pid: 0, uid: 0, comm: [0; 16] };
 }
 
 /// The value in socket storage. Lives as long as the socket; overwritten at every connect.
@@ -70,11 +63,7 @@ impl SocketState {
     #[inline(always)]
     #[must_use]
     pub const fn new(role: Role, original_dst: Endpoint, process: ProcessStamp) -> Self {
-        Self {
-            process,
-            original_dst,
-            role: role as u32,
-        }
+        Self { process, original_dst, role: role as u32 }
     }
 
     /// The stamp of the agent's own sockets.
@@ -113,11 +102,7 @@ impl FlowKey {
     #[inline(always)]
     #[must_use]
     pub const fn new(netns_cookie: u64, client: Endpoint, agent: Endpoint) -> Self {
-        Self {
-            netns_cookie,
-            client,
-            agent,
-        }
+        Self { netns_cookie, client, agent }
     }
 
     #[must_use]

@@ -32,8 +32,5 @@ pub const HEARTBEAT_INTERVAL_MS: u64 = 250;
 /// The age at which the hooks take the agent for lost.
 pub const HEARTBEAT_LOSS_MS: u64 = 2_000;
 
-const _: () = assert!(
-    HEARTBEAT_LOSS_MS >= 4 * HEARTBEAT_INTERVAL_MS,
-    "one late beat is no loss"
-);
+const _: () = assert!(HEARTBEAT_LOSS_MS >= 4 * HEARTBEAT_INTERVAL_MS, "one late beat is no loss");
 const _: () = assert!(EVENT_RING_BYTES.is_power_of_two() && EVENT_RING_BYTES.is_multiple_of(4096));

@@ -25,10 +25,7 @@ pub struct PortRange {
 
 impl PortRange {
     pub const EMPTY: Self = Self { first: 1, last: 0 };
-    pub const ALL: Self = Self {
-        first: 0,
-        last: u16::MAX,
-    };
+    pub const ALL: Self = Self { first: 0, last: u16::MAX };
 
     #[inline(always)]
     #[must_use]
@@ -68,10 +65,7 @@ const _: () = assert!(size_of::<PortRules>() == 2 * PORT_RANGES * 4);
 
 impl PortRules {
     /// Intercepts nothing.
-    pub const EMPTY: Self = Self {
-        include: [PortRange::EMPTY; PORT_RANGES],
-        exclude: [PortRange::EMPTY; PORT_RANGES],
-    };
+    pub const EMPTY: Self = Self { include: [PortRange::EMPTY; PORT_RANGES], exclude: [PortRange::EMPTY; PORT_RANGES] };
 
     #[inline(always)]
     #[must_use]

@@ -27,20 +27,12 @@ fn everything() -> PortRules {
 }
 
 /// A connection that is redirected, but for what a case changes.
-fn check(
-    name: &str,
-    change: impl FnOnce(&mut Facts<'_>, &mut PortRules, &mut Settings),
-    expected: Verdict,
-) {
+fn check(name: &str, change: impl FnOnce(&mut Facts<'_>, &mut PortRules, &mut Settings), expected: Verdict) {
     let (given_rules, given_settings) = (everything(), settings(OnAgentLoss::Allow));
     let (mut rules, mut settings) = (given_rules, given_settings);
     let mut facts = ours(&given_rules, &given_settings);
     change(&mut facts, &mut rules, &mut settings);
-    let facts = Facts {
-        rules: facts.rules.and(Some(&rules)),
-        settings: &settings,
-        ..facts
-    };
+    let facts = Facts { rules: facts.rules.and(Some(&rules)), settings: &settings, ..facts };
     assert_eq!(decide(&facts), expected, "{name}");
 }
 
@@ -68,141 +60,51 @@ fn the_verdict_is_the_first_reason_that_holds() {
     use Verdict::{Pass, Redirect, Refuse};
     let v4 = endpoint("127.0.0.1:15001");
     let v6 = endpoint("[::1]:15001");
-    check(
-        "plain",
-        |_, _, _| {},
-        Redirect {
-            to: v4,
-            counter: RedirectedV4,
-        },
-    );
+    check("plain", |_, _, _| {}, Redirect { to: v4, counter: RedirectedV4 });
     check(
         "IPv6",
         |f, _, _| (f.destination, f.socket_is_v6) = (endpoint("[2001:db8::1]:80"), true),
-        Redirect {
-            to: v6,
-            counter: RedirectedV6,
-        },
+        Redirect { to: v6, counter: RedirectedV6 },
     );
     check(
         "mapped",
         |f, _, _| (f.destination, f.socket_is_v6) = (endpoint("[::ffff:10.0.0.1]:80"), true),
-        Redirect {
-            to: v4,
-            counter: RedirectedV4Mapped,
-        },
+        Redirect { to: v4, counter: RedirectedV4Mapped },
     );
-    check(
-        "multipath",
-        |f, _, _| f.protocol = 262,
-        Redirect {
-            to: v4,
-            counter: RedirectedV4,
-        },
-    );
-    check(
-        "connects again",
-        |f, _, _| f.role = Some(Role::Client),
-        Redirect {
-            to: v4,
-            counter: RedirectedV4,
-        },
-    );
+    check("multipath", |f, _, _| f.protocol = 262, Redirect { to: v4, counter: RedirectedV4 });
+    check("connects again", |f, _, _| f.role = Some(Role::Client), Redirect { to: v4, counter: RedirectedV4 });
     check("UDP", |f, _, _| f.protocol = 17, Pass(PassedNotTcp));
-    check(
-        "stamped",
-        |f, _, _| f.role = Some(Role::Bypass),
-        Pass(PassedBypass),
-    );
-    check(
-        "refused already",
-        |f, _, _| f.refused_by_other = true,
-        Pass(PassedRefusedByOther),
-    );
-    check(
-        "draining",
-        |f, _, _| f.redirecting = false,
-        Pass(PassedDraining),
-    );
-    check(
-        "foreign netns",
-        |f, _, _| f.netns_enrolled = false,
-        Pass(PassedNetns),
-    );
-    check(
-        "device",
-        |f, _, _| f.bound_to_device = true,
-        Pass(PassedBoundDevice),
-    );
+    check("stamped", |f, _, _| f.role = Some(Role::Bypass), Pass(PassedBypass));
+    check("refused already", |f, _, _| f.refused_by_other = true, Pass(PassedRefusedByOther));
+    check("draining", |f, _, _| f.redirecting = false, Pass(PassedDraining));
+    check("foreign netns", |f, _, _| f.netns_enrolled = false, Pass(PassedNetns));
+    check("device", |f, _, _| f.bound_to_device = true, Pass(PassedBoundDevice));
     check(
         "link-local",
         |f, _, _| (f.destination, f.socket_is_v6) = (endpoint("[fe80::1]:80"), true),
         Pass(PassedLinkLocal),
     );
-    check(
-        "own listener",
-        |f, _, _| f.exempt = true,
-        Pass(PassedOwnListener),
-    );
+    check("own listener", |f, _, _| f.exempt = true, Pass(PassedOwnListener));
     check(
         "another machine's same port",
         |f, _, _| f.wildcard_exempt = true,
-        Redirect {
-            to: v4,
-            counter: RedirectedV4,
-        },
+        Redirect { to: v4, counter: RedirectedV4 },
     );
     check(
         "own wildcard listener",
         |f, _, _| (f.destination, f.wildcard_exempt) = (endpoint("127.9.9.9:80"), true),
         Pass(PassedOwnListener),
     );
-    check(
-        "no policy",
-        |f, _, _| f.rules = None,
-        Pass(PassedUnconfigured),
-    );
-    check(
-        "excluded",
-        |_, r, _| {
-            r.exclude[15] = PortRange {
-                first: 80,
-                last: 80,
-            }
-        },
-        Pass(PassedExcluded),
-    );
+    check("no policy", |f, _, _| f.rules = None, Pass(PassedUnconfigured));
+    check("excluded", |_, r, _| r.exclude[15] = PortRange { first: 80, last: 80 }, Pass(PassedExcluded));
     check(
         "beside the excluded",
-        |_, r, _| {
-            r.exclude[0] = PortRange {
-                first: 81,
-                last: 90,
-            }
-        },
-        Redirect {
-            to: v4,
-            counter: RedirectedV4,
-        },
+        |_, r, _| r.exclude[0] = PortRange { first: 81, last: 90 },
+        Redirect { to: v4, counter: RedirectedV4 },
     );
-    check(
-        "not included",
-        |_, r, _| *r = PortRules::EMPTY,
-        Pass(PassedNotIncluded),
-    );
-    check(
-        "just alive",
-        |f, _, _| f.heartbeat_age_ns = LOSS_NS,
-        Redirect {
-            to: v4,
-            counter: RedirectedV4,
-        },
-    );
-    check(
-        "lost, allow",
-        |f, _, _| f.heartbeat_age_ns = HOUR_NS,
-        Pass(PassedAgentLost),
-    );
+    check("not included", |_, r, _| *r = PortRules::EMPTY, Pass(PassedNotIncluded));
+    check("just alive", |f, _, _| f.heartbeat_age_ns = LOSS_NS, Redirect { to: v4, counter: RedirectedV4 });
+    check("lost, allow", |f, _, _| f.heartbeat_age_ns = HOUR_NS, Pass(PassedAgentLost));
     check(
         "lost, refuse",
         |f, _, s| (f.heartbeat_age_ns, *s) = (HOUR_NS, settings(OnAgentLoss::Refuse)),
@@ -216,11 +118,7 @@ fn the_verdict_is_the_first_reason_that_holds() {
         },
         Pass(PassedExcluded),
     );
-    check(
-        "no listener",
-        |_, _, s| s.redirect_v4 = Endpoint::NONE,
-        Pass(PassedNoListener),
-    );
+    check("no listener", |_, _, s| s.redirect_v4 = Endpoint::NONE, Pass(PassedNoListener));
 }
 
 #[test]

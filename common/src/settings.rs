@@ -44,12 +44,7 @@ impl Settings {
     };
 
     #[must_use]
-    pub const fn new(
-        on_agent_loss: OnAgentLoss,
-        heartbeat_loss_ns: u64,
-        cgroup_id: u64,
-        agent_pid: u32,
-    ) -> Self {
+    pub const fn new(on_agent_loss: OnAgentLoss, heartbeat_loss_ns: u64, cgroup_id: u64, agent_pid: u32) -> Self {
         Self {
             layout: crate::LAYOUT,
             on_agent_loss: on_agent_loss as u32,
@@ -65,11 +60,7 @@ impl Settings {
     #[inline(always)]
     #[must_use]
     pub const fn on_agent_loss(&self) -> OnAgentLoss {
-        if self.on_agent_loss == OnAgentLoss::Refuse as u32 {
-            OnAgentLoss::Refuse
-        } else {
-            OnAgentLoss::Allow
-        }
+        if self.on_agent_loss == OnAgentLoss::Refuse as u32 { OnAgentLoss::Refuse } else { OnAgentLoss::Allow }
     }
 }
 
@@ -106,11 +97,7 @@ impl ExemptKey {
     #[inline(always)]
     #[must_use]
     pub const fn new(netns_cookie: u64, listener: Endpoint) -> Self {
-        Self {
-            netns_cookie,
-            listener,
-            reserved: 0,
-        }
+        Self { netns_cookie, listener, reserved: 0 }
     }
 
     #[must_use]

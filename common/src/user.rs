@@ -22,18 +22,7 @@ macro_rules! pod {
     )+};
 }
 
-pod!(
-    Ip,
-    Endpoint,
-    FlowKey,
-    HandoverEntry,
-    SocketState,
-    Settings,
-    ExemptKey,
-    PolicyKey,
-    PortRules,
-    RawEvent
-);
+pod!(Ip, Endpoint, FlowKey, HandoverEntry, SocketState, Settings, ExemptKey, PolicyKey, PortRules, RawEvent);
 
 macro_rules! from_bytes {
     ($($ty:ty),+ $(,)?) => {$(
@@ -71,9 +60,5 @@ pub fn netns_cookie(socket: &impl AsFd) -> io::Result<u64> {
             &raw mut len,
         )
     };
-    if status == 0 {
-        Ok(cookie)
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if status == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }

@@ -46,26 +46,14 @@ pub fn run(ctx: &SockAddrContext, family: Family) -> i32 {
     let netns_cookie = unsafe { bpf_get_netns_cookie(addr.cast()) };
     let sockets = Sockets::of(sk);
 
-    let verdict = verdict(
-        addr,
-        sk,
-        family,
-        destination,
-        netns_cookie,
-        sockets.role(),
-        settings,
-    );
+    let verdict = verdict(addr, sk, family, destination, netns_cookie, sockets.role(), settings);
     let process = hook::caller(netns_cookie);
     let counter = carry_out(verdict, addr, sockets, family, destination, &process);
     hook::count(counter);
     if hook::switch(Switch::Tracing) != 0 {
         trace(destination, &process, counter);
     }
-    if matches!(verdict, Verdict::Refuse(_)) {
-        DENY
-    } else {
-        PROCEED
-    }
+    if matches!(verdict, Verdict::Refuse(_)) { DENY } else { PROCEED }
 }
 
 /// Where the application wants to go; an unspecified address is spelled out as what the kernel makes of it.
@@ -86,11 +74,7 @@ fn destination(addr: *mut bpf_sock_addr, sk: *mut bpf_sock, family: Family) -> E
     }
     // Linux connects 0.0.0.0 and :: to the socket's own address, else to the loopback.
     let bound = read!(sk, src_ip4);
-    let ip = if ip.is_v4() && bound != 0 {
-        Ip::from_v4_word(bound)
-    } else {
-        ip.loopback()
-    };
+    let ip = if ip.is_v4() && bound != 0 { Ip::from_v4_word(bound) } else { ip.loopback() };
     Endpoint::new(ip, port)
 }
 
@@ -115,12 +99,8 @@ fn verdict(
         bound_to_device: read!(sk, bound_dev_if) != 0,
         redirecting: hook::switch(Switch::Redirecting) != 0,
         netns_enrolled: WAYLAY_NETNS.get_ptr(netns_cookie).is_some(),
-        exempt: WAYLAY_EXEMPT
-            .get_ptr(ExemptKey::new(netns_cookie, destination))
-            .is_some(),
-        wildcard_exempt: WAYLAY_EXEMPT
-            .get_ptr(ExemptKey::new(netns_cookie, wildcard))
-            .is_some(),
+        exempt: WAYLAY_EXEMPT.get_ptr(ExemptKey::new(netns_cookie, destination)).is_some(),
+        wildcard_exempt: WAYLAY_EXEMPT.get_ptr(ExemptKey::new(netns_cookie, wildcard)).is_some(),
         rules: rules(destination.ip()),
         heartbeat_age_ns: hook::now_ns().saturating_sub(hook::switch(Switch::Heartbeat)),
         settings,
@@ -136,10 +116,7 @@ fn rules<'a>(ip: Ip) -> Option<&'a PortRules> {
 
 #[inline(always)]
 fn rules_of_generation<'a>(ip: Ip, generation: u32) -> Option<&'a PortRules> {
-    WAYLAY_POLICY.get(&Key::new(
-        PolicyKey::LOOKUP_BITS,
-        PolicyKey { generation, ip },
-    ))
+    WAYLAY_POLICY.get(&Key::new(PolicyKey::LOOKUP_BITS, PolicyKey { generation, ip }))
 }
 
 /// Does what the verdict says and names the exit.
@@ -192,11 +169,7 @@ fn rewrite(addr: *mut bpf_sock_addr, family: Family, to: Endpoint) {
 
 #[inline(always)]
 fn trace(destination: Endpoint, process: &ProcessStamp, counter: Counter) {
-    let event = RawEvent {
-        process: *process,
-        destination,
-        counter: counter as u32,
-    };
+    let event = RawEvent { process: *process, destination, counter: counter as u32 };
     if WAYLAY_EVENTS.output(event, 0).is_err() {
         hook::count(Counter::EventsLost);
     }

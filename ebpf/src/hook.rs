@@ -83,10 +83,7 @@ impl Sockets {
             // SAFETY: the helper takes a socket that the verifier has seen to be one.
             unsafe { bpf_skc_to_mptcp_sock(sk.cast()) }.cast()
         };
-        Self {
-            sk: sk.cast(),
-            multipath,
-        }
+        Self { sk: sk.cast(), multipath }
     }
 
     /// The role from before: of this socket, or a stamp on the multipath socket.
@@ -133,11 +130,7 @@ pub fn socket_state<'a>(sk: *mut bpf_sock) -> Option<&'a SocketState> {
 fn state<'a>(sk: *mut c_void) -> Option<&'a SocketState> {
     // SAFETY: the helper takes the map by its address, and a socket that the verifier has seen to be one; it returns
     // null or the socket's own value, which lives as long as the socket.
-    unsafe {
-        bpf_sk_storage_get(sockets(), sk, ptr::null_mut(), 0)
-            .cast::<SocketState>()
-            .as_ref()
-    }
+    unsafe { bpf_sk_storage_get(sockets(), sk, ptr::null_mut(), 0).cast::<SocketState>().as_ref() }
 }
 
 #[inline(always)]
@@ -145,11 +138,7 @@ fn put(sk: *mut c_void, state: &SocketState) -> bool {
     let flags = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
     let initial = ptr::from_ref(state).cast_mut().cast();
     // SAFETY: as in `state`; `initial` is a whole value of the map's type on this program's stack.
-    let slot = unsafe {
-        bpf_sk_storage_get(sockets(), sk, initial, flags)
-            .cast::<SocketState>()
-            .as_mut()
-    };
+    let slot = unsafe { bpf_sk_storage_get(sockets(), sk, initial, flags).cast::<SocketState>().as_mut() };
     let Some(slot) = slot else { return false };
     *slot = *state;
     true

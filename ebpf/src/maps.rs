@@ -32,19 +32,16 @@ pub static WAYLAY_SOCKETS: SkStorage<SocketState> = SkStorage::new();
 /// socket is closed first. Plain, never LRU: an entry that was evicted would be a connection that lost its destination.
 /// Full: counted, and the agent refuses the connection.
 #[btf_map]
-pub static WAYLAY_HANDOVER: HashMap<FlowKey, HandoverEntry, { limits::HANDOVER_ENTRIES as usize }> =
-    HashMap::new();
+pub static WAYLAY_HANDOVER: HashMap<FlowKey, HandoverEntry, { limits::HANDOVER_ENTRIES as usize }> = HashMap::new();
 
 /// The policy, compiled by the agent so that a node speaks for all its ancestors; read by the connect hooks.
 /// Full: the agent refuses the policy.
 #[btf_map]
-pub static WAYLAY_POLICY: LpmTrie<PolicyKey, PortRules, { limits::POLICY_ENTRIES as usize }> =
-    LpmTrie::new();
+pub static WAYLAY_POLICY: LpmTrie<PolicyKey, PortRules, { limits::POLICY_ENTRIES as usize }> = LpmTrie::new();
 
 /// Listener addresses that are never redirected; written by the agent and by other instances, read by the connect hooks.
 #[btf_map]
-pub static WAYLAY_EXEMPT: HashMap<ExemptKey, ExemptOwner, { limits::EXEMPT_ENTRIES as usize }> =
-    HashMap::new();
+pub static WAYLAY_EXEMPT: HashMap<ExemptKey, ExemptOwner, { limits::EXEMPT_ENTRIES as usize }> = HashMap::new();
 
 /// Enrolled network namespaces by cookie; written by the agent, read by the connect hooks.
 #[btf_map]

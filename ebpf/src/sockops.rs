@@ -43,16 +43,12 @@ fn publish(ops: *mut bpf_sock_ops) {
     if sk.is_null() {
         return;
     }
-    let Some(state) = hook::socket_state(sk).filter(|state| state.role() == Some(Role::Client))
-    else {
+    let Some(state) = hook::socket_state(sk).filter(|state| state.role() == Some(Role::Client)) else {
         return;
     };
     let ends = Ends::of(ops);
     let key = FlowKey::new(netns_cookie(ops), ends.local, ends.remote);
-    let entry = HandoverEntry {
-        state: *state,
-        client_cookie: socket_cookie(ops),
-    };
+    let entry = HandoverEntry { state: *state, client_cookie: socket_cookie(ops) };
     if WAYLAY_HANDOVER.insert(key, entry, 0).is_err() {
         hook::count(Counter::HandoverFull);
         return;
@@ -77,11 +73,7 @@ fn take(ops: *mut bpf_sock_ops) {
     if sk.is_null() {
         return;
     }
-    let counter = if Sockets::of(sk).remember(&state) {
-        Counter::HandoverTaken
-    } else {
-        Counter::HandoverNoStorage
-    };
+    let counter = if Sockets::of(sk).remember(&state) { Counter::HandoverTaken } else { Counter::HandoverNoStorage };
     hook::count(counter);
     // Fails only when the client's side has just taken the entry back.
     let _ = WAYLAY_HANDOVER.remove(key);
@@ -118,10 +110,7 @@ impl Ends {
         let remote_port = u16::from_be((read!(ops, remote_port) >> REMOTE_PORT_SHIFT) as u16);
         let local_port = read!(ops, local_port) as u16;
         let (local, remote) = Self::addresses(ops);
-        Self {
-            local: Endpoint::new(local, local_port),
-            remote: Endpoint::new(remote, remote_port),
-        }
+        Self { local: Endpoint::new(local, local_port), remote: Endpoint::new(remote, remote_port) }
     }
 
     #[inline(always)]
@@ -143,19 +132,12 @@ impl Ends {
                 return (local, remote);
             }
         }
-        (
-            Ip::from_v4_word(read!(ops, local_ip4)),
-            Ip::from_v4_word(read!(ops, remote_ip4)),
-        )
+        (Ip::from_v4_word(read!(ops, local_ip4)), Ip::from_v4_word(read!(ops, remote_ip4)))
     }
 }
 
 /// `remote_port` is a 16-bit field in network order, in the upper half of a word on little-endian machines.
-const REMOTE_PORT_SHIFT: u32 = if cfg!(target_endian = "little") {
-    16
-} else {
-    0
-};
+const REMOTE_PORT_SHIFT: u32 = if cfg!(target_endian = "little") { 16 } else { 0 };
 
 #[inline(always)]
 fn netns_cookie(ops: *mut bpf_sock_ops) -> u64 {

@@ -60,14 +60,8 @@ fn answer_v4(sockopt: *mut bpf_sockopt) -> bool {
             return false;
         }
         start.cast::<u16>().write(AF_INET);
-        start
-            .add(2)
-            .cast::<u16>()
-            .write(original_dst.port().to_be());
-        start
-            .add(4)
-            .cast::<u32>()
-            .write(original_dst.ip().v4_word());
+        start.add(2).cast::<u16>().write(original_dst.port().to_be());
+        start.add(4).cast::<u32>().write(original_dst.ip().v4_word());
         start.add(8).cast::<u64>().write(0);
     }
     write!((sockopt, optlen) = SOCKADDR_IN_LEN as i32);
@@ -89,10 +83,7 @@ fn answer_v6(sockopt: *mut bpf_sockopt) -> bool {
             return false;
         }
         start.cast::<u16>().write(AF_INET6);
-        start
-            .add(2)
-            .cast::<u16>()
-            .write(original_dst.port().to_be());
+        start.add(2).cast::<u16>().write(original_dst.port().to_be());
         start.add(4).cast::<u32>().write(0);
         start.add(8).cast::<u32>().write(words[0]);
         start.add(12).cast::<u32>().write(words[1]);

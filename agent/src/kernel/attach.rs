@@ -34,11 +34,7 @@ pub(super) struct Links {
 
 impl Links {
     /// Attaches everything, the connect hooks last: what they redirect finds the rest in place.
-    pub(super) fn attach(
-        loaded: &mut Loaded,
-        cgroup: &Cgroup,
-        own: &Cgroup,
-    ) -> Result<Self, KernelError> {
+    pub(super) fn attach(loaded: &mut Loaded, cgroup: &Cgroup, own: &Cgroup) -> Result<Self, KernelError> {
         let both_sides = both_sides(cgroup, own);
         let mut others = Vec::new();
         let mut sockopt = Vec::new();
@@ -77,9 +73,7 @@ impl Links {
     /// Takes the pins away, so that the hooks go with their links again.
     pub(super) fn unpin(&mut self) -> Result<(), KernelError> {
         for pinned in self.pinned.drain(..) {
-            pinned
-                .unpin()
-                .map_err(|source| KernelError::io("removing a pinned link", source))?;
+            pinned.unpin().map_err(|source| KernelError::io("removing a pinned link", source))?;
         }
         Ok(())
     }
@@ -93,15 +87,9 @@ impl Links {
     }
 }
 
-fn sock_addr(
-    loaded: &mut Loaded,
-    name: &'static str,
-    cgroup: &Cgroup,
-) -> Result<FdLink, KernelError> {
+fn sock_addr(loaded: &mut Loaded, name: &'static str, cgroup: &Cgroup) -> Result<FdLink, KernelError> {
     let program = loaded.sock_addr(name)?;
-    let id = program
-        .attach(cgroup.dir(), MODE)
-        .map_err(|source| failed(name, cgroup, source))?;
+    let id = program.attach(cgroup.dir(), MODE).map_err(|source| failed(name, cgroup, source))?;
     link(program.take_link(id), name, cgroup)
 }
 
@@ -111,15 +99,11 @@ fn link<L: TryInto<FdLink, Error = LinkError>>(
     cgroup: &Cgroup,
 ) -> Result<FdLink, KernelError> {
     let link = taken.map_err(|source| failed(name, cgroup, source))?;
-    link.try_into()
-        .map_err(|_: LinkError| failed(name, cgroup, ProgramError::NotAttached))
+    link.try_into().map_err(|_: LinkError| failed(name, cgroup, ProgramError::NotAttached))
 }
 
 fn failed(name: &str, cgroup: &Cgroup, source: ProgramError) -> KernelError {
-    KernelError::program(
-        format!("attach {name} to {}", cgroup.path().display()),
-        source,
-    )
+    KernelError::program(format!("attach {name} to {}", cgroup.path().display()), source)
 }
 
 /// Where the programs with two sides go: see the top of this file.

@@ -26,22 +26,14 @@ impl Cgroup {
     pub fn open(path: &Path) -> Result<Self, KernelError> {
         let mount = mount_point()?;
         let doing = || format!("opening the cgroup {}", path.display());
-        let path = path
-            .canonicalize()
-            .map_err(|source| KernelError::io(doing(), source))?;
+        let path = path.canonicalize().map_err(|source| KernelError::io(doing(), source))?;
         let dir = File::open(&path).map_err(|source| KernelError::io(doing(), source))?;
-        let metadata = dir
-            .metadata()
-            .map_err(|source| KernelError::io(doing(), source))?;
+        let metadata = dir.metadata().map_err(|source| KernelError::io(doing(), source))?;
         if !metadata.is_dir() || !path.starts_with(&mount) || !path.join("cgroup.procs").exists() {
             return Err(KernelError::NotACgroup { path, mount });
         }
         // The inode number of a cgroup v2 directory is its id: what bpf_get_current_cgroup_id returns.
-        Ok(Self {
-            path,
-            id: metadata.ino(),
-            dir,
-        })
+        Ok(Self { path, id: metadata.ino(), dir })
     }
 
     /// The cgroup of this process, to which its listening sockets belong.
@@ -51,15 +43,9 @@ impl Cgroup {
     pub fn own() -> Result<Self, KernelError> {
         let text = fs::read_to_string("/proc/self/cgroup")
             .map_err(|source| KernelError::io("reading /proc/self/cgroup", source))?;
-        let relative = text
-            .lines()
-            .find_map(|line| line.strip_prefix("0::"))
-            .ok_or(KernelError::NoCgroup2)?;
+        let relative = text.lines().find_map(|line| line.strip_prefix("0::")).ok_or(KernelError::NoCgroup2)?;
         let relative = Path::new(relative);
-        if relative
-            .components()
-            .any(|part| part == Component::ParentDir)
-        {
+        if relative.components().any(|part| part == Component::ParentDir) {
             return Err(KernelError::OwnCgroupHidden(relative.display().to_string()));
         }
         Self::open(&mount_point()?.join(relative.strip_prefix("/").unwrap_or(relative)))
@@ -112,9 +98,7 @@ fn unescape(field: &str) -> String {
     let mut rest = field;
     while let Some(at) = rest.find('\\') {
         out.push_str(&rest[..at]);
-        let code = rest
-            .get(at + 1..at + 4)
-            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        let code = rest.get(at + 1..at + 4).and_then(|digits| u8::from_str_radix(digits, 8).ok());
         match code {
             Some(code) => {
                 out.push(char::from(code));
@@ -137,20 +121,10 @@ mod tests {
     #[test]
     fn the_mount_is_found_by_type_wherever_it_is() {
         let check = |mounts: &str, expected: Option<&str>| {
-            assert_eq!(
-                find_mount(mounts, "cgroup2"),
-                expected.map(PathBuf::from),
-                "{mounts}"
-            );
+            assert_eq!(find_mount(mounts, "cgroup2"), expected.map(PathBuf::from), "{mounts}");
         };
-        check(
-            "cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n",
-            Some("/sys/fs/cgroup"),
-        );
-        check(
-            "cgroup /sys/fs/cgroup/cpu cgroup rw 0 0\nx /u cgroup2 rw 0 0\n",
-            Some("/u"),
-        );
+        check("cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n", Some("/sys/fs/cgroup"));
+        check("cgroup /sys/fs/cgroup/cpu cgroup rw 0 0\nx /u cgroup2 rw 0 0\n", Some("/u"));
         check("none /with\\040space cgroup2 rw 0 0\n", Some("/with space"));
         check("cgroup2 /sys/fs/cgroup tmpfs rw 0 0\n", None);
         check("", None);

@@ -17,14 +17,8 @@ pub enum KernelError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     #[error("Linux {running} is too old: waylay needs {needed} or later ({reason})")]
-    KernelTooOld {
-        running: String,
-        needed: &'static str,
-        reason: &'static str,
-    },
-    #[error(
-        "the kernel has no type information at {0}: use a kernel built with CONFIG_DEBUG_INFO_BTF=y"
-    )]
+    KernelTooOld { running: String, needed: &'static str, reason: &'static str },
+    #[error("the kernel has no type information at {0}: use a kernel built with CONFIG_DEBUG_INFO_BTF=y")]
     NoBtf(&'static str),
     #[error("no cgroup v2 file system is mounted: `mount -t cgroup2 none /sys/fs/cgroup/unified`")]
     NoCgroup2,
@@ -38,10 +32,7 @@ pub enum KernelError {
         "{family} connections would be intercepted, but no {family} address is there to receive them: \
          listen on an {family} address as well, or exclude {everything}"
     )]
-    NoListener {
-        family: &'static str,
-        everything: &'static str,
-    },
+    NoListener { family: &'static str, everything: &'static str },
     #[error(
         "connections cannot be redirected to {0}: name an address that can be connected to, such as the loopback address"
     )]
@@ -73,11 +64,7 @@ pub enum KernelError {
     #[error(
         "the maps of instance {instance} have layout {found}, this build reads layout {expected}: use the waylay that wrote them"
     )]
-    Layout {
-        instance: u32,
-        found: u32,
-        expected: u32,
-    },
+    Layout { instance: u32, found: u32, expected: u32 },
     #[error("the decisions are being traced already: one reader at a time")]
     TraceBusy,
 }
@@ -86,10 +73,7 @@ impl KernelError {
     pub(super) fn io(doing: impl Into<String>, source: io::Error) -> Self {
         let doing = doing.into();
         if is_refused(&source) {
-            return Self::NotPermitted {
-                doing,
-                source: source.into(),
-            };
+            return Self::NotPermitted { doing, source: source.into() };
         }
         Self::Io { doing, source }
     }
@@ -97,37 +81,22 @@ impl KernelError {
     pub(super) fn map(doing: impl Into<String>, source: MapError) -> Self {
         let doing = doing.into();
         if permission_denied(&source) {
-            return Self::NotPermitted {
-                doing,
-                source: source.into(),
-            };
+            return Self::NotPermitted { doing, source: source.into() };
         }
-        Self::Map {
-            doing,
-            source: Box::new(source),
-        }
+        Self::Map { doing, source: Box::new(source) }
     }
 
     pub(super) fn program(doing: impl Into<String>, source: ProgramError) -> Self {
         let doing = doing.into();
         if permission_denied(&source) {
-            return Self::NotPermitted {
-                doing: format!("to {doing}"),
-                source: source.into(),
-            };
+            return Self::NotPermitted { doing: format!("to {doing}"), source: source.into() };
         }
-        Self::Program {
-            doing,
-            source: Box::new(source),
-        }
+        Self::Program { doing, source: Box::new(source) }
     }
 
     pub(super) fn load(source: EbpfError) -> Self {
         if permission_denied(&source) {
-            return Self::NotPermitted {
-                doing: "loading eBPF programs".into(),
-                source: source.into(),
-            };
+            return Self::NotPermitted { doing: "loading eBPF programs".into(), source: source.into() };
         }
         Self::Load(Box::new(source))
     }

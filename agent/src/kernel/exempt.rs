@@ -39,10 +39,8 @@ impl Exemptions {
         listeners: &[SocketAddr],
     ) -> Result<Self, KernelError> {
         let mut map: Exempt = maps::typed(maps::name::EXEMPT, map)?;
-        let own: Vec<_> = spell_out(listeners)?
-            .into_iter()
-            .map(|listener| ExemptKey::new(netns_cookie, listener.into()))
-            .collect();
+        let own: Vec<_> =
+            spell_out(listeners)?.into_iter().map(|listener| ExemptKey::new(netns_cookie, listener.into())).collect();
         for key in &own {
             enter(&mut map, key, owner)?;
         }
@@ -87,10 +85,7 @@ impl Exemptions {
         let mut alive = BTreeMap::from([(self.owner, true)]);
         for (key, owner) in listed(&self.map)? {
             // Kernel ids count upwards and are not given out again while the machine runs.
-            if !*alive
-                .entry(owner)
-                .or_insert_with(|| MapInfo::from_id(owner).is_ok())
-            {
+            if !*alive.entry(owner).or_insert_with(|| MapInfo::from_id(owner).is_ok()) {
                 maps::ensure_removed(self.map.remove(&key), "sweeping a listener address")?;
             }
         }
@@ -106,12 +101,8 @@ impl Exemptions {
 }
 
 fn enter(map: &mut Exempt, key: &ExemptKey, owner: ExemptOwner) -> Result<(), KernelError> {
-    map.insert(key, owner, 0).map_err(|source| {
-        KernelError::map(
-            format!("exempting the listener {:?}", key.listener()),
-            source,
-        )
-    })
+    map.insert(key, owner, 0)
+        .map_err(|source| KernelError::map(format!("exempting the listener {:?}", key.listener()), source))
 }
 
 pub(super) fn listed(map: &Exempt) -> Result<Vec<(ExemptKey, ExemptOwner)>, KernelError> {
@@ -121,15 +112,9 @@ pub(super) fn listed(map: &Exempt) -> Result<Vec<(ExemptKey, ExemptOwner)>, Kern
 /// A wildcard listener is reached by every address of this machine, and the hook cannot tell which those are.
 fn spell_out(listeners: &[SocketAddr]) -> Result<Vec<SocketAddr>, KernelError> {
     let mut addresses = listeners.to_vec();
-    if listeners
-        .iter()
-        .any(|listener| listener.ip().is_unspecified())
-    {
+    if listeners.iter().any(|listener| listener.ip().is_unspecified()) {
         let own = own_addresses()?;
-        for listener in listeners
-            .iter()
-            .filter(|listener| listener.ip().is_unspecified())
-        {
+        for listener in listeners.iter().filter(|listener| listener.ip().is_unspecified()) {
             // An IPv6 wildcard listener receives IPv4 as well.
             let reached = own.iter().filter(|ip| listener.is_ipv6() || ip.is_ipv4());
             addresses.extend(reached.map(|&ip| SocketAddr::new(ip, listener.port())));
@@ -142,19 +127,13 @@ fn spell_out(listeners: &[SocketAddr]) -> Result<Vec<SocketAddr>, KernelError> {
 }
 
 fn own_addresses() -> Result<Vec<IpAddr>, KernelError> {
-    let interfaces = getifaddrs()
-        .map_err(|error| KernelError::io("listing the addresses of this machine", error.into()))?;
+    let interfaces =
+        getifaddrs().map_err(|error| KernelError::io("listing the addresses of this machine", error.into()))?;
     Ok(interfaces
         .filter_map(|interface| {
             let address = interface.address?;
-            let v4 = address
-                .as_sockaddr_in()
-                .map(|address| IpAddr::V4(address.ip()));
-            v4.or_else(|| {
-                address
-                    .as_sockaddr_in6()
-                    .map(|address| IpAddr::V6(address.ip()))
-            })
+            let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
         })
         .collect())
 }

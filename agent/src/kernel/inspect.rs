@@ -94,10 +94,7 @@ pub fn instances() -> Result<Vec<Instance>, KernelError> {
             Err(error) if vanished(&error) => continue,
             Err(source) => return Err(KernelError::program("list the loaded programs", source)),
         };
-        let Some(name) = program
-            .name_as_str()
-            .filter(|name| OUR_PROGRAMS.contains(name))
-        else {
+        let Some(name) = program.name_as_str().filter(|name| OUR_PROGRAMS.contains(name)) else {
             continue;
         };
         let name = name.to_owned();
@@ -136,9 +133,7 @@ fn vanished(error: &ProgramError) -> bool {
 
 fn maps_of(program: &ProgramInfo) -> BTreeMap<String, u32> {
     let ids = program.map_ids().ok().flatten().unwrap_or_default();
-    ids.into_iter()
-        .filter_map(|id| Some((MapInfo::from_id(id).ok()?.name_as_str()?.to_owned(), id)))
-        .collect()
+    ids.into_iter().filter_map(|id| Some((MapInfo::from_id(id).ok()?.name_as_str()?.to_owned(), id))).collect()
 }
 
 impl Instance {
@@ -187,9 +182,7 @@ impl Instance {
     pub fn status(&self) -> Result<Status, KernelError> {
         let switches: maps::Switches = self.open_checked(maps::name::SWITCHES)?;
         let age = self.heartbeat_age()?;
-        let optional = |endpoint: waylay_common::addr::Endpoint| {
-            (!endpoint.is_none()).then(|| endpoint.into())
-        };
+        let optional = |endpoint: waylay_common::addr::Endpoint| (!endpoint.is_none()).then(|| endpoint.into());
         Ok(Status {
             instance: self.id,
             layout: self.settings.layout,
@@ -221,9 +214,7 @@ impl Instance {
     fn heartbeat_age(&self) -> Result<Duration, KernelError> {
         let switches: maps::Switches = self.open_checked(maps::name::SWITCHES)?;
         let beat = maps::read_switch(&switches, Switch::Heartbeat)?;
-        Ok(Duration::from_nanos(
-            clock::monotonic_ns().saturating_sub(beat),
-        ))
+        Ok(Duration::from_nanos(clock::monotonic_ns().saturating_sub(beat)))
     }
 
     /// # Errors
@@ -231,13 +222,7 @@ impl Instance {
     pub fn counters(&self) -> Result<Vec<CounterRow>, KernelError> {
         let counters: maps::Counters = self.open_checked(maps::name::COUNTERS)?;
         let rows = maps::read_counters(&counters)?.into_iter();
-        Ok(rows
-            .map(|(counter, value)| CounterRow {
-                counter: counter.name(),
-                value,
-                help: counter.help(),
-            })
-            .collect())
+        Ok(rows.map(|(counter, value)| CounterRow { counter: counter.name(), value, help: counter.help() }).collect())
     }
 
     /// The policy in force, in the order of the prefixes.
@@ -299,9 +284,7 @@ impl Instance {
                 client: key.client().into(),
                 agent: key.agent().into(),
                 original_dst: entry.state.original_dst.into(),
-                age_ms: clock::millis(Duration::from_nanos(
-                    now.saturating_sub(entry.state.process.connect_time_ns),
-                )),
+                age_ms: clock::millis(Duration::from_nanos(now.saturating_sub(entry.state.process.connect_time_ns))),
                 process: entry.state.process.into(),
             })
             .collect())
@@ -330,11 +313,7 @@ impl Instance {
     /// The maps are of another layout.
     fn map_data(&self, name: &'static str) -> Result<MapData, KernelError> {
         if !self.speaks_our_layout() {
-            return Err(KernelError::Layout {
-                instance: self.id,
-                found: self.settings.layout,
-                expected: LAYOUT,
-            });
+            return Err(KernelError::Layout { instance: self.id, found: self.settings.layout, expected: LAYOUT });
         }
         open(&self.maps, name)
     }
@@ -342,21 +321,16 @@ impl Instance {
 
 fn open(maps: &BTreeMap<String, u32>, name: &'static str) -> Result<MapData, KernelError> {
     let id = *maps.get(name).ok_or(KernelError::Incomplete(name))?;
-    MapData::from_id(id)
-        .map_err(|source| KernelError::map(format!("opening the map {name}"), source))
+    MapData::from_id(id).map_err(|source| KernelError::map(format!("opening the map {name}"), source))
 }
 
 /// The ranges of one direction as text: `all`, `80`, `8000-8999`.
 fn ports(rules: &PortRules, direction: fn(&PortRules) -> &[PortRange]) -> Vec<String> {
-    let used = direction(rules)
-        .iter()
-        .filter(|range| range.first <= range.last);
-    used.map(
-        |range| match RangeInclusive::new(range.first, range.last).into_inner() {
-            (0, u16::MAX) => "all".to_owned(),
-            (first, last) if first == last => first.to_string(),
-            (first, last) => format!("{first}-{last}"),
-        },
-    )
+    let used = direction(rules).iter().filter(|range| range.first <= range.last);
+    used.map(|range| match RangeInclusive::new(range.first, range.last).into_inner() {
+        (0, u16::MAX) => "all".to_owned(),
+        (first, last) if first == last => first.to_string(),
+        (first, last) => format!("{first}-{last}"),
+    })
     .collect()
 }

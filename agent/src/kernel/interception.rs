@@ -100,8 +100,7 @@ impl Interception {
         let mut policy = maps::typed(maps::name::POLICY, loaded.map(maps::name::POLICY)?)?;
         maps::write_generation(&mut policy, &compiled, 0, 1)?;
         let exempt = loaded.map(maps::name::EXEMPT)?;
-        let mut exemptions =
-            Exemptions::new(exempt, instance, netns_cookie, &own_listeners(options))?;
+        let mut exemptions = Exemptions::new(exempt, instance, netns_cookie, &own_listeners(options))?;
         exemptions.exchange()?;
         kernel.set(Switch::Generation, 1)?;
         kernel.set(Switch::Heartbeat, clock::monotonic_ns())?;
@@ -119,9 +118,7 @@ impl Interception {
             beats: AtomicU32::new(0),
         };
         if options.on_agent_loss == OnAgentLoss::Refuse {
-            let pins = interception
-                .pins
-                .insert(PinDir::create(cgroup.id(), instance)?);
+            let pins = interception.pins.insert(PinDir::create(cgroup.id(), instance)?);
             interception.links.pin(&pins.path)?;
         }
         // Only now, with our own hooks in place: an agent before us may have died with its hooks pinned.
@@ -186,8 +183,7 @@ impl Interception {
 
     fn remove_stale_pins(&self) -> Result<(), KernelError> {
         let (cgroup_id, instance) = (self.cgroup_id, self.kernel.instance());
-        leftovers::remove_pins(|dir| dir.cgroup_id == cgroup_id && dir.instance != instance)
-            .map(drop)
+        leftovers::remove_pins(|dir| dir.cgroup_id == cgroup_id && dir.instance != instance).map(drop)
     }
 }
 
@@ -202,18 +198,9 @@ impl Drop for Interception {
 }
 
 /// Fills the settings map and returns its kernel id, by which the instance is known.
-fn write_settings(
-    loaded: &Loaded,
-    options: &InterceptOptions,
-    cgroup_id: u64,
-) -> Result<u32, KernelError> {
+fn write_settings(loaded: &Loaded, options: &InterceptOptions, cgroup_id: u64) -> Result<u32, KernelError> {
     let loss_ns = u64::try_from(options.heartbeat_loss.as_nanos()).unwrap_or(u64::MAX);
-    let mut settings = Settings::new(
-        options.on_agent_loss,
-        loss_ns,
-        cgroup_id,
-        std::process::id(),
-    );
+    let mut settings = Settings::new(options.on_agent_loss, loss_ns, cgroup_id, std::process::id());
     if let Some(address) = options.redirect_v4 {
         settings.redirect_v4 = SocketAddr::V4(address).into();
     }
@@ -228,11 +215,7 @@ fn write_settings(
     Ok(id)
 }
 
-fn check_listeners(
-    options: &InterceptOptions,
-    compiled: &Compiled,
-    redirect: (bool, bool),
-) -> Result<(), KernelError> {
+fn check_listeners(options: &InterceptOptions, compiled: &Compiled, redirect: (bool, bool)) -> Result<(), KernelError> {
     for address in redirects(options) {
         if address.port() == 0 || address.ip().is_unspecified() {
             return Err(KernelError::BadRedirect(address));
@@ -244,38 +227,24 @@ fn check_listeners(
 /// A family that is intercepted needs an address to go to, or it would bypass the agent silently.
 fn check_families(compiled: &Compiled, (v4, v6): (bool, bool)) -> Result<(), KernelError> {
     if compiled.intercepts_v4() && !v4 {
-        return Err(KernelError::NoListener {
-            family: "IPv4",
-            everything: "0.0.0.0/0",
-        });
+        return Err(KernelError::NoListener { family: "IPv4", everything: "0.0.0.0/0" });
     }
     if compiled.intercepts_v6() && !v6 {
-        return Err(KernelError::NoListener {
-            family: "IPv6",
-            everything: "::/0",
-        });
+        return Err(KernelError::NoListener { family: "IPv6", everything: "::/0" });
     }
     Ok(())
 }
 
 fn redirects(options: &InterceptOptions) -> impl Iterator<Item = SocketAddr> {
     let v4 = options.redirect_v4.map(SocketAddr::V4);
-    v4.into_iter()
-        .chain(options.redirect_v6.map(SocketAddr::V6))
+    v4.into_iter().chain(options.redirect_v6.map(SocketAddr::V6))
 }
 
 fn own_listeners(options: &InterceptOptions) -> Vec<SocketAddr> {
-    redirects(options)
-        .chain(options.own_listeners.iter().copied())
-        .collect()
+    redirects(options).chain(options.own_listeners.iter().copied()).collect()
 }
 
 fn own_netns_cookie() -> Result<u64, KernelError> {
     let cookie = || waylay_common::user::netns_cookie(&UdpSocket::bind("127.0.0.1:0")?);
-    cookie().map_err(|source| {
-        KernelError::io(
-            "reading the cookie of the agent's network namespace",
-            source,
-        )
-    })
+    cookie().map_err(|source| KernelError::io("reading the cookie of the agent's network namespace", source))
 }

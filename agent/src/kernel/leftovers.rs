@@ -18,24 +18,11 @@ use super::{
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Leftover {
     /// Pinned hooks whose agent was gone; removed.
-    Removed {
-        instance: u32,
-        cgroup_id: u64,
-        path: PathBuf,
-        programs: Vec<String>,
-    },
+    Removed { instance: u32, cgroup_id: u64, path: PathBuf, programs: Vec<String> },
     /// An agent that is alive; its hooks were left alone.
-    InUse {
-        instance: u32,
-        cgroup_id: u64,
-        agent_pid: u32,
-    },
+    InUse { instance: u32, cgroup_id: u64, agent_pid: u32 },
     /// An agent that is there but shows no life: it is stopped or hangs. End it, and detach again.
-    Hanging {
-        instance: u32,
-        cgroup_id: u64,
-        agent_pid: u32,
-    },
+    Hanging { instance: u32, cgroup_id: u64, agent_pid: u32 },
 }
 
 /// Removes every pin of a dead agent and tells of everything that was found.
@@ -45,20 +32,11 @@ pub enum Leftover {
 pub fn detach_all() -> Result<Vec<Leftover>, KernelError> {
     let mut found = remove_pins(|_| true)?;
     for instance in inspect::instances()?.into_iter().filter(Instance::is_held) {
-        let (id, cgroup_id, agent_pid) =
-            (instance.id(), instance.cgroup_id(), instance.agent_pid());
+        let (id, cgroup_id, agent_pid) = (instance.id(), instance.cgroup_id(), instance.agent_pid());
         found.push(if instance.agent_lost().unwrap_or(false) {
-            Leftover::Hanging {
-                instance: id,
-                cgroup_id,
-                agent_pid,
-            }
+            Leftover::Hanging { instance: id, cgroup_id, agent_pid }
         } else {
-            Leftover::InUse {
-                instance: id,
-                cgroup_id,
-                agent_pid,
-            }
+            Leftover::InUse { instance: id, cgroup_id, agent_pid }
         });
     }
     Ok(found)
@@ -73,20 +51,12 @@ pub(super) fn remove_pins(chosen: impl Fn(&PinDir) -> bool) -> Result<Vec<Leftov
     let instances = inspect::instances()?;
     let mut removed = Vec::new();
     for dir in dirs {
-        if instances
-            .iter()
-            .any(|instance| instance.id() == dir.instance && instance.is_held())
-        {
+        if instances.iter().any(|instance| instance.id() == dir.instance && instance.is_held()) {
             continue;
         }
         let programs = dir.entries()?;
         dir.remove()?;
-        removed.push(Leftover::Removed {
-            instance: dir.instance,
-            cgroup_id: dir.cgroup_id,
-            path: dir.path,
-            programs,
-        });
+        removed.push(Leftover::Removed { instance: dir.instance, cgroup_id: dir.cgroup_id, path: dir.path, programs });
     }
     Ok(removed)
 }

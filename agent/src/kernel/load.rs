@@ -15,8 +15,7 @@ use super::{KernelError, maps};
 /// `bpf_set_retval` and the helpers that tell the calling task, in connect hooks.
 const NEEDED: (u32, u32) = (6, 1);
 const NEEDED_TEXT: &str = "6.1";
-const NEEDED_REASON: &str =
-    "the connect hooks set the error of a refused connection and ask for the calling process";
+const NEEDED_REASON: &str = "the connect hooks set the error of a refused connection and ask for the calling process";
 /// There where the kernel has multipath TCP.
 const MPTCP: &str = "/proc/sys/net/mptcp";
 const BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -41,10 +40,7 @@ impl Loaded {
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(maps::name::HANDOVER, handover_entries)
             .override_global("WAYLAY_MPTCP", &u8::from(Path::new(MPTCP).exists()), true)
-            .load(aya::include_bytes_aligned!(concat!(
-                env!("OUT_DIR"),
-                "/waylay-ebpf"
-            )))
+            .load(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/waylay-ebpf")))
             .map_err(KernelError::load)?;
         for (name, program) in ebpf.programs_mut() {
             let loaded = match program {
@@ -53,9 +49,7 @@ impl Loaded {
                 Program::SockOps(program) => program.load(),
                 _ => Err(ProgramError::UnexpectedProgramType),
             };
-            loaded.map_err(|source| {
-                KernelError::program(format!("load the program {name}"), source)
-            })?;
+            loaded.map_err(|source| KernelError::program(format!("load the program {name}"), source))?;
         }
         Ok(Self(ebpf))
     }
@@ -76,10 +70,7 @@ impl Loaded {
         maps::duplicate(name, data)
     }
 
-    pub(super) fn sock_addr(
-        &mut self,
-        name: &'static str,
-    ) -> Result<&mut CgroupSockAddr, KernelError> {
+    pub(super) fn sock_addr(&mut self, name: &'static str) -> Result<&mut CgroupSockAddr, KernelError> {
         self.program(name)
     }
 
@@ -95,20 +86,14 @@ impl Loaded {
     where
         &'a mut T: TryFrom<&'a mut Program>,
     {
-        let program = self
-            .0
-            .program_mut(name)
-            .ok_or(KernelError::Incomplete(name))?;
-        program
-            .try_into()
-            .map_err(|_| KernelError::Incomplete(name))
+        let program = self.0.program_mut(name).ok_or(KernelError::Incomplete(name))?;
+        program.try_into().map_err(|_| KernelError::Incomplete(name))
     }
 }
 
 fn check_requirements() -> Result<(), KernelError> {
     let path = "/proc/sys/kernel/osrelease";
-    let release = fs::read_to_string(path)
-        .map_err(|source| KernelError::io(format!("reading {path}"), source))?;
+    let release = fs::read_to_string(path).map_err(|source| KernelError::io(format!("reading {path}"), source))?;
     if version(&release).is_some_and(|running| running < NEEDED) {
         return Err(KernelError::KernelTooOld {
             running: release.trim().to_owned(),

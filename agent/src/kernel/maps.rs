@@ -45,10 +45,7 @@ pub(super) type Netns = HashMap<MapData, u64, u64>;
 pub(super) type Counters = PerCpuArray<MapData, u64>;
 
 /// A typed view of `data`.
-pub(super) fn typed<T: TryFrom<Map, Error = MapError>>(
-    name: &str,
-    data: MapData,
-) -> Result<T, KernelError> {
+pub(super) fn typed<T: TryFrom<Map, Error = MapError>>(name: &str, data: MapData) -> Result<T, KernelError> {
     let open = || T::try_from(Map::from_map_data(data)?);
     open().map_err(|source| KernelError::map(format!("opening the map {name}"), source))
 }
@@ -56,18 +53,16 @@ pub(super) fn typed<T: TryFrom<Map, Error = MapError>>(
 /// A second handle on the same map.
 pub(super) fn duplicate(name: &str, data: &MapData) -> Result<MapData, KernelError> {
     use std::os::fd::AsFd as _;
-    let fd = data.fd().as_fd().try_clone_to_owned().map_err(|source| {
-        KernelError::io(format!("duplicating the handle of the map {name}"), source)
-    })?;
-    MapData::from_fd(fd)
-        .map_err(|source| KernelError::map(format!("opening the map {name}"), source))
+    let fd = data
+        .fd()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|source| KernelError::io(format!("duplicating the handle of the map {name}"), source))?;
+    MapData::from_fd(fd).map_err(|source| KernelError::map(format!("opening the map {name}"), source))
 }
 
 /// The value of a key; `None` when it is not there.
-pub(super) fn optional<V>(
-    result: Result<V, MapError>,
-    doing: &str,
-) -> Result<Option<V>, KernelError> {
+pub(super) fn optional<V>(result: Result<V, MapError>, doing: &str) -> Result<Option<V>, KernelError> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(MapError::KeyNotFound) => Ok(None),
@@ -96,20 +91,12 @@ pub(super) fn entries<K: Pod, V: Pod>(
 pub(super) fn ensure_removed(result: Result<(), MapError>, doing: &str) -> Result<(), KernelError> {
     match result {
         Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-        Err(MapError::SyscallError(error))
-            if error.io_error.kind() == std::io::ErrorKind::NotFound =>
-        {
-            Ok(())
-        }
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(source) => Err(KernelError::map(doing, source)),
     }
 }
 
-pub(super) fn set_switch(
-    switches: &mut Switches,
-    switch: Switch,
-    value: u64,
-) -> Result<(), KernelError> {
+pub(super) fn set_switch(switches: &mut Switches, switch: Switch, value: u64) -> Result<(), KernelError> {
     switches
         .set(switch as u32, value, 0)
         .map_err(|source| KernelError::map(format!("setting the switch {switch:?}"), source))
@@ -126,9 +113,9 @@ pub(super) fn read_counters(counters: &Counters) -> Result<Vec<(Counter, u64)>, 
     Counter::ALL
         .iter()
         .map(|&counter| {
-            let values = counters.get(&(counter as u32), 0).map_err(|source| {
-                KernelError::map(format!("reading the counter {}", counter.name()), source)
-            })?;
+            let values = counters
+                .get(&(counter as u32), 0)
+                .map_err(|source| KernelError::map(format!("reading the counter {}", counter.name()), source))?;
             Ok((counter, values.iter().sum()))
         })
         .collect()
@@ -142,26 +129,16 @@ pub(super) fn write_generation(
     new: u32,
 ) -> Result<(), KernelError> {
     let doing = "writing the policy";
-    let keys: Vec<_> = trie
-        .keys()
-        .collect::<Result<_, _>>()
-        .map_err(|source| KernelError::map(doing, source))?;
+    let keys: Vec<_> = trie.keys().collect::<Result<_, _>>().map_err(|source| KernelError::map(doing, source))?;
     for key in keys {
         if key.data().generation != in_force {
             ensure_removed(trie.remove(&key), doing)?;
         }
     }
     for Node { prefix, rules } in compiled.nodes() {
-        let data = PolicyKey {
-            generation: new,
-            ip: prefix.ip(),
-        };
-        trie.insert(
-            &Key::new(PolicyKey::GENERATION_BITS + prefix.len(), data),
-            rules,
-            0,
-        )
-        .map_err(|source| KernelError::map(doing, source))?;
+        let data = PolicyKey { generation: new, ip: prefix.ip() };
+        trie.insert(&Key::new(PolicyKey::GENERATION_BITS + prefix.len(), data), rules, 0)
+            .map_err(|source| KernelError::map(doing, source))?;
     }
     Ok(())
 }
@@ -170,16 +147,11 @@ pub(super) fn write_generation(
 pub(super) fn read_generation(trie: &Trie, generation: u32) -> Result<Vec<Node>, KernelError> {
     // A lookup by the node's own prefix finds the node itself: there is no longer one that contains it.
     let all = entries(name::POLICY, trie.keys(), |key| trie.get(key, 0))?;
-    let nodes = all
-        .into_iter()
-        .filter(|(key, _)| key.data().generation == generation);
+    let nodes = all.into_iter().filter(|(key, _)| key.data().generation == generation);
     Ok(nodes
         .map(|(key, rules)| {
             let len = key.prefix_len() - PolicyKey::GENERATION_BITS;
-            Node {
-                prefix: Prefix::from_parts(key.data().ip, len),
-                rules,
-            }
+            Node { prefix: Prefix::from_parts(key.data().ip, len), rules }
         })
         .collect())
 }

@@ -36,17 +36,9 @@ impl PinDir {
             Some(path) => path,
             None => mount_bpffs()?,
         };
-        let path = bpffs
-            .join(FOLDER)
-            .join(cgroup_id.to_string())
-            .join(instance.to_string());
-        fs::create_dir_all(&path)
-            .map_err(|source| KernelError::io(format!("creating {}", path.display()), source))?;
-        Ok(Self {
-            path,
-            cgroup_id,
-            instance,
-        })
+        let path = bpffs.join(FOLDER).join(cgroup_id.to_string()).join(instance.to_string());
+        fs::create_dir_all(&path).map_err(|source| KernelError::io(format!("creating {}", path.display()), source))?;
+        Ok(Self { path, cgroup_id, instance })
     }
 
     /// Every instance that has pins, for all cgroups.
@@ -58,11 +50,7 @@ impl PinDir {
         for (cgroup_id, cgroup_path) in numbered(&bpffs.join(FOLDER))? {
             for (instance, path) in numbered(&cgroup_path)? {
                 if let Ok(instance) = u32::try_from(instance) {
-                    dirs.push(Self {
-                        path,
-                        cgroup_id,
-                        instance,
-                    });
+                    dirs.push(Self { path, cgroup_id, instance });
                 }
             }
         }
@@ -108,23 +96,15 @@ fn bpffs() -> Result<Option<PathBuf>, KernelError> {
 }
 
 fn mount_bpffs() -> Result<PathBuf, KernelError> {
-    mount(
-        Some("bpf"),
-        DEFAULT_MOUNT,
-        Some("bpf"),
-        MsFlags::empty(),
-        None::<&str>,
-    )
-    .map_err(|error| KernelError::io(format!("mounting bpffs on {DEFAULT_MOUNT}"), error.into()))?;
+    mount(Some("bpf"), DEFAULT_MOUNT, Some("bpf"), MsFlags::empty(), None::<&str>)
+        .map_err(|error| KernelError::io(format!("mounting bpffs on {DEFAULT_MOUNT}"), error.into()))?;
     Ok(DEFAULT_MOUNT.into())
 }
 
 /// Directory entries whose name is a number; none when the directory is missing.
 fn numbered(dir: &Path) -> Result<Vec<(u64, PathBuf)>, KernelError> {
     let names = list(dir)?.into_iter();
-    Ok(names
-        .filter_map(|name| Some((name.parse().ok()?, dir.join(name))))
-        .collect())
+    Ok(names.filter_map(|name| Some((name.parse().ok()?, dir.join(name)))).collect())
 }
 
 fn list(dir: &Path) -> Result<Vec<String>, KernelError> {
@@ -134,15 +114,7 @@ fn list(dir: &Path) -> Result<Vec<String>, KernelError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(doing(error)),
     };
-    entries
-        .map(|entry| {
-            Ok(entry
-                .map_err(doing)?
-                .file_name()
-                .to_string_lossy()
-                .into_owned())
-        })
-        .collect()
+    entries.map(|entry| Ok(entry.map_err(doing)?.file_name().to_string_lossy().into_owned())).collect()
 }
 
 fn ignore_missing(result: io::Result<()>) -> io::Result<()> {

@@ -36,11 +36,7 @@ pub enum PolicyError {
     #[error(
         "{direction} rules give {prefix} {found} separate port ranges, at most {PORT_RANGES} are possible: merge some"
     )]
-    TooManyRanges {
-        direction: &'static str,
-        prefix: String,
-        found: usize,
-    },
+    TooManyRanges { direction: &'static str, prefix: String, found: usize },
     #[error("the rules name {found} different prefixes, at most {} are possible: merge some", POLICY_NODES - 2)]
     TooManyPrefixes { found: usize },
 }
@@ -59,10 +55,7 @@ pub struct Prefix {
     len: u32,
 }
 
-const V4_ROOT: Prefix = Prefix {
-    bits: 0xffff_0000_0000,
-    len: 96,
-};
+const V4_ROOT: Prefix = Prefix { bits: 0xffff_0000_0000, len: 96 };
 const V6_ROOT: Prefix = Prefix { bits: 0, len: 0 };
 
 impl Prefix {
@@ -84,10 +77,7 @@ impl Prefix {
 
     /// From a node read back out of the kernel.
     pub(super) fn from_parts(ip: Ip, len: u32) -> Self {
-        Self {
-            bits: u128::from_be_bytes(ip.octets()),
-            len,
-        }
+        Self { bits: u128::from_be_bytes(ip.octets()), len }
     }
 
     fn is_v4(&self) -> bool {
@@ -95,8 +85,7 @@ impl Prefix {
     }
 
     fn contains(&self, other: &Self) -> bool {
-        self.len <= other.len
-            && (self.len == 0 || (self.bits ^ other.bits) >> (128 - self.len) == 0)
+        self.len <= other.len && (self.len == 0 || (self.bits ^ other.bits) >> (128 - self.len) == 0)
     }
 }
 
@@ -107,10 +96,7 @@ impl From<IpNet> for Prefix {
         let bits = u128::from_be_bytes(Ip::from(net.addr()).octets());
         let len = u32::from(net.prefix_len());
         match net {
-            IpNet::V4(_) => Self {
-                bits,
-                len: len + V4_ROOT.len,
-            },
+            IpNet::V4(_) => Self { bits, len: len + V4_ROOT.len },
             IpNet::V6(_) => Self { bits, len },
         }
     }
@@ -118,11 +104,7 @@ impl From<IpNet> for Prefix {
 
 impl fmt::Display for Prefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let len = if self.is_v4() {
-            self.len - V4_ROOT.len
-        } else {
-            self.len
-        };
+        let len = if self.is_v4() { self.len - V4_ROOT.len } else { self.len };
         write!(f, "{}/{len}", IpAddr::from(self.ip()))
     }
 }
@@ -145,11 +127,7 @@ impl Compiled {
     pub fn new(policy: &Policy) -> Result<Self, PolicyError> {
         let mut said = BTreeMap::from([(V4_ROOT, Ports::default()), (V6_ROOT, Ports::default())]);
         let everything = [Rule::default()];
-        let include = if policy.include.is_empty() {
-            &everything[..]
-        } else {
-            &policy.include
-        };
+        let include = if policy.include.is_empty() { &everything[..] } else { &policy.include };
         for rule in include {
             for prefix in prefixes(rule) {
                 said.entry(prefix).or_default().include.extend(ranges(rule));
@@ -161,9 +139,7 @@ impl Compiled {
             }
         }
         if said.len() > POLICY_NODES as usize {
-            return Err(PolicyError::TooManyPrefixes {
-                found: said.len() - 2,
-            });
+            return Err(PolicyError::TooManyPrefixes { found: said.len() - 2 });
         }
         let (v4, v6): (Vec<_>, Vec<_>) = said.into_iter().partition(|(prefix, _)| prefix.is_v4());
         let mut nodes = inherit(v6)?;
@@ -179,17 +155,13 @@ impl Compiled {
     /// Would any IPv4 connection be redirected?
     #[must_use]
     pub fn intercepts_v4(&self) -> bool {
-        self.nodes
-            .iter()
-            .any(|node| node.prefix.is_v4() && intercepts(&node.rules))
+        self.nodes.iter().any(|node| node.prefix.is_v4() && intercepts(&node.rules))
     }
 
     /// Would any IPv6 connection be redirected?
     #[must_use]
     pub fn intercepts_v6(&self) -> bool {
-        self.nodes
-            .iter()
-            .any(|node| !node.prefix.is_v4() && intercepts(&node.rules))
+        self.nodes.iter().any(|node| !node.prefix.is_v4() && intercepts(&node.rules))
     }
 }
 
@@ -201,16 +173,11 @@ struct Ports {
 }
 
 fn prefixes(rule: &Rule) -> Vec<Prefix> {
-    rule.cidr
-        .map_or_else(|| vec![V4_ROOT, V6_ROOT], |net| vec![net.into()])
+    rule.cidr.map_or_else(|| vec![V4_ROOT, V6_ROOT], |net| vec![net.into()])
 }
 
 fn ranges(rule: &Rule) -> Vec<RangeInclusive<u16>> {
-    if rule.ports.is_empty() {
-        vec![0..=u16::MAX]
-    } else {
-        rule.ports.clone()
-    }
+    if rule.ports.is_empty() { vec![0..=u16::MAX] } else { rule.ports.clone() }
 }
 
 /// Gives every prefix of one family what the prefixes around it say. Sorted by address, then length, a prefix comes
@@ -219,20 +186,14 @@ fn inherit(said: Vec<(Prefix, Ports)>) -> Result<Vec<Node>, PolicyError> {
     let mut open: Vec<(Prefix, Ports)> = Vec::new();
     let mut nodes = Vec::with_capacity(said.len());
     for (prefix, mut ports) in said {
-        while open
-            .last()
-            .is_some_and(|(around, _)| !around.contains(&prefix))
-        {
+        while open.last().is_some_and(|(around, _)| !around.contains(&prefix)) {
             open.pop();
         }
         if let Some((_, around)) = open.last() {
             ports.include.extend(around.include.iter().cloned());
             ports.exclude.extend(around.exclude.iter().cloned());
         }
-        let ports = Ports {
-            include: merge(ports.include),
-            exclude: merge(ports.exclude),
-        };
+        let ports = Ports { include: merge(ports.include), exclude: merge(ports.exclude) };
         nodes.push(Node {
             prefix,
             rules: PortRules {
@@ -267,18 +228,11 @@ fn slots(
     ranges: &[RangeInclusive<u16>],
 ) -> Result<[PortRange; PORT_RANGES], PolicyError> {
     if ranges.len() > PORT_RANGES {
-        return Err(PolicyError::TooManyRanges {
-            direction,
-            prefix: prefix.to_string(),
-            found: ranges.len(),
-        });
+        return Err(PolicyError::TooManyRanges { direction, prefix: prefix.to_string(), found: ranges.len() });
     }
     let mut slots = [PortRange::EMPTY; PORT_RANGES];
     for (slot, range) in slots.iter_mut().zip(ranges) {
-        *slot = PortRange {
-            first: *range.start(),
-            last: *range.end(),
-        };
+        *slot = PortRange { first: *range.start(), last: *range.end() };
     }
     Ok(slots)
 }
@@ -286,13 +240,8 @@ fn slots(
 /// Is there a port that is included and not excluded? It is enough to look where a range begins or just after one ends.
 fn intercepts(rules: &PortRules) -> bool {
     let starts = rules.include.iter().map(|range| range.first);
-    let after = rules
-        .exclude
-        .iter()
-        .filter_map(|range| range.last.checked_add(1));
-    starts
-        .chain(after)
-        .any(|port| rules.includes(port) && !rules.excludes(port))
+    let after = rules.exclude.iter().filter_map(|range| range.last.checked_add(1));
+    starts.chain(after).any(|port| rules.includes(port) && !rules.excludes(port))
 }
 
 #[cfg(test)]

@@ -8,22 +8,13 @@ use super::*;
 
 fn rule(cidr: &str, ports: &[RangeInclusive<u16>]) -> Rule {
     let cidr = (!cidr.is_empty()).then(|| cidr.parse().unwrap());
-    Rule {
-        cidr,
-        ports: ports.to_vec(),
-    }
+    Rule { cidr, ports: ports.to_vec() }
 }
 
 /// What the kernel does: the longest prefix that contains the address, and nothing else.
 fn longest_prefix(compiled: &Compiled, ip: IpAddr) -> &PortRules {
-    let host = Prefix {
-        bits: u128::from_be_bytes(Ip::from(ip).octets()),
-        len: 128,
-    };
-    let nodes = compiled
-        .nodes()
-        .iter()
-        .filter(|node| node.prefix.contains(&host));
+    let host = Prefix { bits: u128::from_be_bytes(Ip::from(ip).octets()), len: 128 };
+    let nodes = compiled.nodes().iter().filter(|node| node.prefix.contains(&host));
     &nodes.max_by_key(|node| node.prefix.len).unwrap().rules
 }
 
@@ -47,26 +38,18 @@ fn rules_say(policy: &Policy, ip: IpAddr, port: u16) -> bool {
         };
         inside && (rule.ports.is_empty() || rule.ports.iter().any(|range| range.contains(&port)))
     };
-    (policy.include.is_empty() || policy.include.iter().any(matches))
-        && !policy.exclude.iter().any(matches)
+    (policy.include.is_empty() || policy.include.iter().any(matches)) && !policy.exclude.iter().any(matches)
 }
 
 #[test]
 fn a_rule_still_holds_within_a_longer_prefix() {
     let policy = Policy {
-        include: vec![
-            rule("10.0.0.0/8", &[80..=80]),
-            rule("10.1.0.0/16", &[443..=443]),
-        ],
+        include: vec![rule("10.0.0.0/8", &[80..=80]), rule("10.1.0.0/16", &[443..=443])],
         exclude: vec![rule("10.1.2.0/24", &[443..=443]), rule("", &[22..=22])],
     };
     let compiled = Compiled::new(&policy).unwrap();
     let check = |ip: &str, port: u16, expected: bool| {
-        assert_eq!(
-            compiled_says(&compiled, ip.parse().unwrap(), port),
-            expected,
-            "{ip} {port}"
-        );
+        assert_eq!(compiled_says(&compiled, ip.parse().unwrap(), port), expected, "{ip} {port}");
     };
     check("10.9.9.9", 80, true);
     check("10.9.9.9", 443, false);
@@ -88,30 +71,19 @@ fn an_empty_policy_intercepts_everything_of_both_families() {
 
 #[test]
 fn a_family_is_out_of_scope_when_it_is_excluded_or_not_included() {
-    let excluded = Policy {
-        exclude: vec![rule("::/0", &[])],
-        ..Policy::default()
-    };
+    let excluded = Policy { exclude: vec![rule("::/0", &[])], ..Policy::default() };
     assert!(!Compiled::new(&excluded).unwrap().intercepts_v6());
     assert!(Compiled::new(&excluded).unwrap().intercepts_v4());
-    let not_included = Policy {
-        include: vec![rule("10.0.0.0/8", &[])],
-        ..Policy::default()
-    };
+    let not_included = Policy { include: vec![rule("10.0.0.0/8", &[])], ..Policy::default() };
     assert!(!Compiled::new(&not_included).unwrap().intercepts_v6());
-    let hole = Policy {
-        include: vec![rule("2001:db8::/32", &[1..=100])],
-        exclude: vec![rule("::/0", &[1..=49, 51..=200])],
-    };
+    let hole =
+        Policy { include: vec![rule("2001:db8::/32", &[1..=100])], exclude: vec![rule("::/0", &[1..=49, 51..=200])] };
     assert!(Compiled::new(&hole).unwrap().intercepts_v6());
 }
 
 #[test]
 fn a_rule_for_all_of_ipv6_says_nothing_about_ipv4() {
-    let policy = Policy {
-        exclude: vec![rule("::/0", &[])],
-        ..Policy::default()
-    };
+    let policy = Policy { exclude: vec![rule("::/0", &[])], ..Policy::default() };
     let compiled = Compiled::new(&policy).unwrap();
     assert!(compiled_says(&compiled, "127.0.0.1".parse().unwrap(), 80));
     assert!(!compiled_says(&compiled, "::1".parse().unwrap(), 80));
@@ -120,20 +92,14 @@ fn a_rule_for_all_of_ipv6_says_nothing_about_ipv4() {
 #[test]
 fn too_many_separate_ranges_are_an_error_that_names_the_prefix() {
     let odd: Vec<_> = (0..=PORT_RANGES as u16).map(|n| n * 2..=n * 2).collect();
-    let policy = Policy {
-        include: vec![rule("10.0.0.0/8", &odd)],
-        ..Policy::default()
-    };
+    let policy = Policy { include: vec![rule("10.0.0.0/8", &odd)], ..Policy::default() };
     let error = Compiled::new(&policy).unwrap_err();
     assert_eq!(
         error.to_string(),
         "include rules give 10.0.0.0/8 17 separate port ranges, at most 16 are possible: merge some"
     );
     let adjacent: Vec<_> = (0..=PORT_RANGES as u16).map(|n| n..=n).collect();
-    let policy = Policy {
-        include: vec![rule("10.0.0.0/8", &adjacent)],
-        ..Policy::default()
-    };
+    let policy = Policy { include: vec![rule("10.0.0.0/8", &adjacent)], ..Policy::default() };
     assert!(Compiled::new(&policy).is_ok());
 }
 
@@ -143,18 +109,8 @@ fn any_ip() -> impl Strategy<Value = IpAddr> {
     prop_oneof![
         (byte(), byte(), byte()).prop_map(|(a, b, c)| IpAddr::from(Ipv4Addr::new(10, a, b, c))),
         (byte(), byte()).prop_map(|(a, b)| Ipv4Addr::new(10, a, 0, b).to_ipv6_mapped().into()),
-        (byte(), byte()).prop_map(|(a, b)| {
-            IpAddr::from(Ipv6Addr::new(
-                0xfd00,
-                u16::from(a),
-                0,
-                0,
-                0,
-                0,
-                0,
-                u16::from(b),
-            ))
-        }),
+        (byte(), byte())
+            .prop_map(|(a, b)| { IpAddr::from(Ipv6Addr::new(0xfd00, u16::from(a), 0, 0, 0, 0, 0, u16::from(b),)) }),
     ]
 }
 

@@ -62,20 +62,11 @@ pub(super) fn list(map: &MapData) -> Result<Vec<SocketRow>, KernelError> {
         }
         Ok(rows)
     };
-    dump().map_err(|source| {
-        KernelError::io(
-            "listing the sockets with sock_diag (kernel module tcp_diag)",
-            source,
-        )
-    })
+    dump().map_err(|source| KernelError::io("listing the sockets with sock_diag (kernel module tcp_diag)", source))
 }
 
 fn dump_family(family: u8, map: &MapData, rows: &mut Vec<SocketRow>) -> io::Result<()> {
-    let mut netlink = Socket::new(
-        Domain::from(AF_NETLINK),
-        Type::RAW,
-        Some(Protocol::from(NETLINK_SOCK_DIAG)),
-    )?;
+    let mut netlink = Socket::new(Domain::from(AF_NETLINK), Type::RAW, Some(Protocol::from(NETLINK_SOCK_DIAG)))?;
     netlink.write_all(&request(family, map.fd().as_fd().as_raw_fd()))?;
     let mut buffer = vec![0; READ_BYTES];
     loop {
@@ -104,11 +95,7 @@ fn request(family: u8, map_fd: i32) -> Vec<u8> {
     body.extend([0; 48]);
     body.extend(fd);
     let mut message = Vec::with_capacity(NLMSG_HEADER + body.len());
-    message.extend(
-        u32::try_from(NLMSG_HEADER + body.len())
-            .unwrap_or(0)
-            .to_ne_bytes(),
-    );
+    message.extend(u32::try_from(NLMSG_HEADER + body.len()).unwrap_or(0).to_ne_bytes());
     message.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
     message.extend(NLM_F_REQUEST_DUMP.to_ne_bytes());
     message.extend([0; 8]);
@@ -129,17 +116,11 @@ fn next_message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     let len = u32::from_ne_bytes(*bytes.first_chunk()?) as usize;
     let kind = u16::from_ne_bytes(*bytes.get(4..)?.first_chunk()?);
     let body = bytes.get(NLMSG_HEADER..len)?;
-    Some((
-        kind,
-        body,
-        bytes.get(len.next_multiple_of(4)..).unwrap_or_default(),
-    ))
+    Some((kind, body, bytes.get(len.next_multiple_of(4)..).unwrap_or_default()))
 }
 
 fn error(message: &[u8]) -> io::Error {
-    let code = message
-        .first_chunk()
-        .map_or(0, |code| i32::from_ne_bytes(*code));
+    let code = message.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
     io::Error::from_raw_os_error(code.saturating_neg())
 }
 
@@ -206,10 +187,7 @@ mod tests {
     fn a_message_that_ends_early_is_no_message() {
         let request = request(AF_INET, 3);
         let (kind, body, after) = next_message(&request).unwrap();
-        assert_eq!(
-            (kind, body.len(), after.len()),
-            (SOCK_DIAG_BY_FAMILY, 56 + 12, 0)
-        );
+        assert_eq!((kind, body.len(), after.len()), (SOCK_DIAG_BY_FAMILY, 56 + 12, 0));
         assert!(next_message(&request[..request.len() - 1]).is_none());
         assert!(row(body).is_none());
     }

@@ -10,22 +10,13 @@ use crate::{
 };
 
 /// Connects to `dst` from within the cgroup and checks everything both sides can see of it.
-fn check_redirected(
-    world: &World,
-    interception: &Interception,
-    family: &str,
-    dst: &str,
-    expected: &str,
-) {
+fn check_redirected(world: &World, interception: &Interception, family: &str, dst: &str, expected: &str) {
     let client = world.python(&format!(
         "s = socket.socket(socket.{family})\ns.connect({})\nprint(peer(s))\nprint(s.recv(9).decode())",
         world::py_addr(dst)
     ));
     let accepted = world.accept(addr(expected).is_ipv6());
-    let Handover {
-        original_dst,
-        process,
-    } = interception.kernel().handover(&accepted).unwrap().unwrap();
+    let Handover { original_dst, process } = interception.kernel().handover(&accepted).unwrap().unwrap();
     assert_eq!(original_dst, addr(expected));
     assert_eq!(process.pid, client.pid());
     assert_eq!(process.uid, 0);
@@ -46,20 +37,8 @@ fn a_connection_brings_its_original_destination_in_every_address_family() {
     let interception = world.attach(|_| {});
     check_redirected(&world, &interception, "AF_INET", NOBODY, NOBODY);
     check_redirected(&world, &interception, "AF_INET6", "[::1]:7", "[::1]:7");
-    check_redirected(
-        &world,
-        &interception,
-        "AF_INET6",
-        "[::ffff:127.77.0.1]:80",
-        NOBODY,
-    );
-    check_redirected(
-        &world,
-        &interception,
-        "AF_INET",
-        "127.77.0.1:65535",
-        "127.77.0.1:65535",
-    );
+    check_redirected(&world, &interception, "AF_INET6", "[::ffff:127.77.0.1]:80", NOBODY);
+    check_redirected(&world, &interception, "AF_INET", "127.77.0.1:65535", "127.77.0.1:65535");
     assert_eq!(counter(&interception, Counter::RedirectedV4), 2);
     assert_eq!(counter(&interception, Counter::RedirectedV6), 1);
     assert_eq!(counter(&interception, Counter::RedirectedV4Mapped), 1);
@@ -100,10 +79,7 @@ fn one_socket_that_connects_three_times_never_keeps_an_old_destination() {
         assert_eq!(handover.original_dst, addr(expected));
         World::answer(accepted, "agent");
     }
-    assert_eq!(
-        client.output(),
-        format!("127.77.0.1:80 agent\n{server_addr} direct\n127.77.0.2:81 agent")
-    );
+    assert_eq!(client.output(), format!("127.77.0.1:80 agent\n{server_addr} direct\n127.77.0.2:81 agent"));
     server.join().unwrap();
     assert_eq!(counter(&interception, Counter::PassedExcluded), 1);
 }
@@ -113,10 +89,7 @@ fn a_stray_client_of_the_agents_listener_has_no_destination() {
     let world = World::new();
     let interception = world.attach(|_| {});
     let address = world.redirect_v4();
-    let client = world.python(&format!(
-        "s = socket.create_connection(('127.0.0.1', {}))",
-        address.port()
-    ));
+    let client = world.python(&format!("s = socket.create_connection(('127.0.0.1', {}))", address.port()));
     let accepted = world.accept(false);
     assert_eq!(interception.kernel().handover(&accepted).unwrap(), None);
     client.output();
@@ -127,9 +100,7 @@ fn a_stray_client_of_the_agents_listener_has_no_destination() {
 fn udp_and_the_agents_own_sockets_are_left_alone() {
     let world = World::new();
     let interception = world.attach(|_| {});
-    world
-        .python("socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(('127.0.0.1', 53))")
-        .output();
+    world.python("socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(('127.0.0.1', 53))").output();
     assert_eq!(counter(&interception, Counter::PassedNotTcp), 1);
 
     let multipath = 262;
@@ -144,10 +115,7 @@ fn udp_and_the_agents_own_sockets_are_left_alone() {
             server_addr.port()
         ));
         let fd: i32 = client.line().parse().unwrap();
-        interception
-            .kernel()
-            .stamp_bypass(&client.descriptor(fd))
-            .unwrap();
+        interception.kernel().stamp_bypass(&client.descriptor(fd)).unwrap();
         client.say("go");
         assert_eq!(client.output(), "direct");
         server.join().unwrap();
@@ -165,9 +133,7 @@ fn a_full_handover_map_is_counted_and_never_gives_a_wrong_destination() {
             "s = socket.socket()\ns.settimeout(30)\ns.connect(('127.77.0.{n}', 80))\nprint(s.recv(9).decode())"
         ));
         let count = |wanted| counter(&interception, wanted);
-        world::wait_until(|| {
-            count(Counter::HandoverPublished) + count(Counter::HandoverFull) == u64::from(n)
-        });
+        world::wait_until(|| count(Counter::HandoverPublished) + count(Counter::HandoverFull) == u64::from(n));
         client
     };
     // The first fills the accept queue, the second's SYN is dropped and its entry stays, the third's finds no room.
@@ -182,10 +148,7 @@ fn a_full_handover_map_is_counted_and_never_gives_a_wrong_destination() {
         })
         .collect();
     destinations.sort();
-    assert_eq!(
-        destinations,
-        [None, Some(addr(NOBODY)), Some(addr("127.77.0.2:80"))]
-    );
+    assert_eq!(destinations, [None, Some(addr(NOBODY)), Some(addr("127.77.0.2:80"))]);
     for client in clients {
         client.output();
     }
@@ -205,10 +168,7 @@ fn a_connect_that_fails_takes_its_entry_back() {
     assert_eq!(client.output(), "timeout");
     assert_eq!(counter(&interception, Counter::HandoverAbandoned), 1);
     let instances = inspect::instances().unwrap();
-    let instance = instances
-        .iter()
-        .find(|i| i.id() == interception.kernel().instance())
-        .unwrap();
+    let instance = instances.iter().find(|i| i.id() == interception.kernel().instance()).unwrap();
     assert_eq!(instance.handover().unwrap(), []);
     drop(filler);
 }
@@ -221,10 +181,7 @@ fn multipath_and_fast_open_clients_keep_their_destination() {
             "multipath",
             "s = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)\ns.connect(('127.77.0.1', 80))\ns.send(b'hi')",
         ),
-        (
-            "MSG_FASTOPEN",
-            "s = socket.socket()\ns.sendto(b'hi', 0x20000000, ('127.77.0.1', 80))",
-        ),
+        ("MSG_FASTOPEN", "s = socket.socket()\ns.sendto(b'hi', 0x20000000, ('127.77.0.1', 80))"),
         (
             "TCP_FASTOPEN_CONNECT",
             "s = socket.socket()\ns.setsockopt(6, 30, 1)\ns.connect(('127.77.0.1', 80))\ns.send(b'hi')",
@@ -235,16 +192,10 @@ fn multipath_and_fast_open_clients_keep_their_destination() {
         let interception = world.attach(|_| {});
         // Twice: the second time a fast open client holds a cookie and sends its data in the SYN.
         for _ in 0..2 {
-            let client = world.python(&format!(
-                "{dial}\nprint(s.recv(9).decode())\nprint(peer(s))"
-            ));
+            let client = world.python(&format!("{dial}\nprint(s.recv(9).decode())\nprint(peer(s))"));
             let mut accepted = world.accept(false);
             let handover = interception.kernel().handover(&accepted).unwrap();
-            assert_eq!(
-                handover.map(|handover| handover.original_dst),
-                Some(addr(NOBODY)),
-                "{name}"
-            );
+            assert_eq!(handover.map(|handover| handover.original_dst), Some(addr(NOBODY)), "{name}");
             accepted.read_exact(&mut [0; 2]).unwrap();
             World::answer(accepted, "agent");
             assert_eq!(client.output(), format!("agent\n{NOBODY}"), "{name}");
@@ -297,9 +248,6 @@ fn the_agent_may_live_beside_or_below_the_intercepted_cgroup() {
         return;
     }
     for placement in ["beside", "below"] {
-        world::run_again_as(
-            "connections::the_agent_may_live_beside_or_below_the_intercepted_cgroup",
-            placement,
-        );
+        world::run_again_as("connections::the_agent_may_live_beside_or_below_the_intercepted_cgroup", placement);
     }
 }

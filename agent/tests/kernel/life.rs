@@ -3,8 +3,7 @@
 use std::{net::TcpListener, time::Duration};
 
 use waylay::kernel::{
-    Counter, HEARTBEAT_LOSS, Interception, KernelError, OnAgentLoss, Policy, Rule, Verdict,
-    inspect, leftovers,
+    Counter, HEARTBEAT_LOSS, Interception, KernelError, OnAgentLoss, Policy, Rule, Verdict, inspect, leftovers,
 };
 
 use crate::{
@@ -17,10 +16,8 @@ fn a_lost_agent_lets_connections_pass_and_catches_them_again_when_it_is_back() {
     let world = World::new();
     let (server, server_addr) = world::greeter("direct");
     let interception = world.attach(|options| options.heartbeat_loss = HEARTBEAT_LOSS);
-    let connect = format!(
-        "s = socket.create_connection(('127.0.0.1', {}))\nprint(s.recv(9).decode())",
-        server_addr.port()
-    );
+    let connect =
+        format!("s = socket.create_connection(('127.0.0.1', {}))\nprint(s.recv(9).decode())", server_addr.port());
     std::thread::sleep(HEARTBEAT_LOSS + Duration::from_millis(50));
     assert_eq!(world.python(&connect).output(), "direct");
     server.join().unwrap();
@@ -50,33 +47,18 @@ fn under_refuse_the_hooks_outlive_the_agent_until_another_takes_over() {
     assert_eq!(counter(&interception, Counter::RefusedAgentLost), 1);
 
     drop(interception);
-    world::wait_until(|| {
-        inspect::instances()
-            .unwrap()
-            .iter()
-            .any(|i| i.id() == first && !i.is_held())
-    });
-    assert_eq!(
-        world.python(&connect).output(),
-        "111",
-        "the pins outlive the process"
-    );
+    world::wait_until(|| inspect::instances().unwrap().iter().any(|i| i.id() == first && !i.is_held()));
+    assert_eq!(world.python(&connect).output(), "111", "the pins outlive the process");
 
     let interception = world.attach(|options| options.on_agent_loss = OnAgentLoss::Refuse);
-    assert!(
-        !world.has_pins_of(first),
-        "the successor has taken the old pins away"
-    );
+    assert!(!world.has_pins_of(first), "the successor has taken the old pins away");
     let client = world.python(&connect);
     World::answer(world.accept(false), "agent");
     assert_eq!(client.output(), "agent");
     interception.detach().unwrap();
     assert!(world.pins().is_empty());
     server.set_nonblocking(true).unwrap();
-    assert!(
-        server.accept().is_err(),
-        "nothing has passed the hooks so far"
-    );
+    assert!(server.accept().is_err(), "nothing has passed the hooks so far");
     let client = world.python(&connect);
     World::answer(world::accept_from(&server), "direct");
     assert_eq!(client.output(), "direct");
@@ -90,12 +72,7 @@ fn detach_removes_what_a_refusing_agent_has_left_and_leaves_living_ones_alone() 
     let dead = world.attach(|options| options.on_agent_loss = OnAgentLoss::Refuse);
     let instance = dead.kernel().instance();
     drop(dead);
-    world::wait_until(|| {
-        inspect::instances()
-            .unwrap()
-            .iter()
-            .any(|i| i.id() == instance && !i.is_held())
-    });
+    world::wait_until(|| inspect::instances().unwrap().iter().any(|i| i.id() == instance && !i.is_held()));
     let found = leftovers::detach_all().unwrap();
     assert!(
         found.iter().any(|leftover| matches!(leftover,
@@ -117,10 +94,8 @@ fn a_replaced_policy_is_in_force_for_the_next_connection() {
     let world = World::new();
     let (server, server_addr) = world::greeter("direct");
     let mut interception = world.attach(|_| {});
-    let connect = format!(
-        "s = socket.create_connection(('127.0.0.1', {}))\nprint(s.recv(9).decode())",
-        server_addr.port()
-    );
+    let connect =
+        format!("s = socket.create_connection(('127.0.0.1', {}))\nprint(s.recv(9).decode())", server_addr.port());
     let client = world.python(&connect);
     World::answer(world.accept(false), "agent");
     assert_eq!(client.output(), "agent");
@@ -163,8 +138,7 @@ fn an_instance_in_a_child_cgroup_is_not_redirected_again_by_the_one_above() {
             above = outer.attach(|_| {});
             below = inner.attach(|_| {});
         }
-        let client = inner
-            .python("s = socket.create_connection(('127.77.0.1', 80))\nprint(s.recv(9).decode())");
+        let client = inner.python("s = socket.create_connection(('127.77.0.1', 80))\nprint(s.recv(9).decode())");
         let accepted = inner.accept(false);
         let handover = below.kernel().handover(&accepted).unwrap().unwrap();
         assert_eq!(handover.original_dst, addr(NOBODY));
@@ -174,10 +148,7 @@ fn an_instance_in_a_child_cgroup_is_not_redirected_again_by_the_one_above() {
 
         let exempt = |of: &Interception| {
             let instances = inspect::instances().unwrap();
-            let instance = instances
-                .iter()
-                .find(|i| i.id() == of.kernel().instance())
-                .unwrap();
+            let instance = instances.iter().find(|i| i.id() == of.kernel().instance()).unwrap();
             instance.exempt().unwrap()
         };
         let id = below.kernel().instance();
@@ -192,8 +163,7 @@ fn decisions_are_told_only_while_somebody_traces() {
     let world = World::new();
     let interception = world.attach(|_| {});
     let dial = || {
-        let client = world
-            .python("s = socket.create_connection(('127.77.0.1', 80))\nprint(s.recv(9).decode())");
+        let client = world.python("s = socket.create_connection(('127.77.0.1', 80))\nprint(s.recv(9).decode())");
         World::answer(world.accept(false), "agent");
         let pid = client.pid();
         client.output();
@@ -208,10 +178,7 @@ fn decisions_are_told_only_while_somebody_traces() {
     let event = trace.next().unwrap();
     assert_eq!(trace.next(), None);
     assert_eq!((event.destination, event.process.pid), (addr(NOBODY), pid));
-    assert_eq!(
-        (event.verdict, event.reason),
-        (Verdict::Redirected, Counter::RedirectedV4)
-    );
+    assert_eq!((event.verdict, event.reason), (Verdict::Redirected, Counter::RedirectedV4));
     drop(trace);
     dial();
     assert_eq!(kernel.trace().unwrap().next(), None);
@@ -220,18 +187,13 @@ fn decisions_are_told_only_while_somebody_traces() {
 #[test]
 fn an_intercepted_family_without_a_listener_is_a_startup_error() {
     let world = World::new();
-    let Err(error) = world.try_attach(|options| options.redirect_v6 = None) else {
-        panic!("attached")
-    };
+    let Err(error) = world.try_attach(|options| options.redirect_v6 = None) else { panic!("attached") };
     assert_eq!(
         error.to_string(),
         "IPv6 connections would be intercepted, but no IPv6 address is there to receive them: \
          listen on an IPv6 address as well, or exclude ::/0"
     );
-    let all_of_ipv6 = Rule {
-        cidr: Some("::/0".parse().unwrap()),
-        ports: vec![],
-    };
+    let all_of_ipv6 = Rule { cidr: Some("::/0".parse().unwrap()), ports: vec![] };
     world
         .try_attach(|options| {
             options.redirect_v6 = None;
@@ -245,33 +207,18 @@ fn an_instance_can_be_read_without_its_agent() {
     let world = World::new();
     let interception = world.attach(|options| options.policy = exclude(addr("10.0.0.0:22")));
     let instances = inspect::instances().unwrap();
-    let instance = instances
-        .iter()
-        .find(|i| i.id() == interception.kernel().instance())
-        .unwrap();
+    let instance = instances.iter().find(|i| i.id() == interception.kernel().instance()).unwrap();
     let status = instance.status().unwrap();
     assert_eq!(status.agent_pid, std::process::id());
     assert_eq!(status.cgroup_id, world.cgroup_id());
     assert_eq!(status.redirect_v4, Some(world.redirect_v4()));
-    assert_eq!(
-        (status.agent_lost, status.redirecting, status.tracing),
-        (false, true, false)
-    );
+    assert_eq!((status.agent_lost, status.redirecting, status.tracing), (false, true, false));
     assert_eq!(status.programs.len(), 6, "{status:?}");
     let policy = instance.policy().unwrap();
-    let row = policy
-        .iter()
-        .find(|row| row.prefix == "10.0.0.0/32")
-        .unwrap();
-    assert_eq!(
-        (row.include.as_slice(), row.exclude.as_slice()),
-        (&["all".to_owned()][..], &["22".to_owned()][..])
-    );
+    let row = policy.iter().find(|row| row.prefix == "10.0.0.0/32").unwrap();
+    assert_eq!((row.include.as_slice(), row.exclude.as_slice()), (&["all".to_owned()][..], &["22".to_owned()][..]));
     assert_eq!(policy.len(), 3);
-    assert_eq!(
-        instance.netns().unwrap(),
-        [interception.kernel().netns_cookie()]
-    );
+    assert_eq!(instance.netns().unwrap(), [interception.kernel().netns_cookie()]);
     assert_eq!(instance.counters().unwrap().len(), Counter::ALL.len());
 }
 
@@ -286,21 +233,12 @@ fn what_sockets_remember_can_be_listed() {
     assert_eq!(client.line(), "there");
     let accepted = [world.accept(false), world.accept(true)];
     let instances = inspect::instances().unwrap();
-    let instance = instances
-        .iter()
-        .find(|i| i.id() == interception.kernel().instance())
-        .unwrap();
+    let instance = instances.iter().find(|i| i.id() == interception.kernel().instance()).unwrap();
     let rows = instance.sockets().unwrap();
     for (accepted, dialled) in accepted.iter().zip([NOBODY, "[::1]:7"]) {
-        let (ours, theirs) = (
-            accepted.local_addr().unwrap(),
-            accepted.peer_addr().unwrap(),
-        );
+        let (ours, theirs) = (accepted.local_addr().unwrap(), accepted.peer_addr().unwrap());
         for (role, local, remote) in [("client", theirs, ours), ("accepted", ours, theirs)] {
-            let row = rows
-                .iter()
-                .find(|row| row.local == local && row.remote == remote)
-                .unwrap();
+            let row = rows.iter().find(|row| row.local == local && row.remote == remote).unwrap();
             assert_eq!((row.role, row.original_dst), (role, Some(addr(dialled))));
             assert_eq!(row.process.as_ref().unwrap().pid, client.pid());
         }

@@ -18,12 +18,6 @@ fn addr(text: &str) -> SocketAddr {
 
 fn exclude(address: SocketAddr) -> Policy {
     let port = address.port();
-    let rule = Rule {
-        cidr: Some(address.ip().into()),
-        ports: vec![port..=port],
-    };
-    Policy {
-        include: vec![],
-        exclude: vec![rule],
-    }
+    let rule = Rule { cidr: Some(address.ip().into()), ports: vec![port..=port] };
+    Policy { include: vec![], exclude: vec![rule] }
 }

@@ -72,17 +72,12 @@ impl World {
     /// Replaces the IPv4 listener.
     pub fn listen_with_backlog(&mut self, backlog: i32) {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        socket
-            .bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())
-            .unwrap();
+        socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
         socket.listen(backlog).unwrap();
         self.v4 = socket.into();
     }
 
-    pub fn try_attach(
-        &self,
-        change: impl FnOnce(&mut InterceptOptions),
-    ) -> Result<Interception, KernelError> {
+    pub fn try_attach(&self, change: impl FnOnce(&mut InterceptOptions)) -> Result<Interception, KernelError> {
         let mut options = InterceptOptions::new(self.dir.clone());
         options.redirect_v4 = match self.redirect_v4() {
             SocketAddr::V4(address) => Some(address),
@@ -99,8 +94,7 @@ impl World {
     }
 
     pub fn attach(&self, change: impl FnOnce(&mut InterceptOptions)) -> Interception {
-        self.try_attach(change)
-            .unwrap_or_else(|error| panic!("{}", chain(&error)))
+        self.try_attach(change).unwrap_or_else(|error| panic!("{}", chain(&error)))
     }
 
     pub fn redirect_v4(&self) -> SocketAddr {
@@ -139,16 +133,11 @@ impl World {
 
     pub fn pins(&self) -> Vec<PathBuf> {
         let dir = PathBuf::from("/sys/fs/bpf/waylay").join(self.cgroup_id().to_string());
-        fs::read_dir(dir).map_or_else(
-            |_| vec![],
-            |all| all.map(|entry| entry.unwrap().path()).collect(),
-        )
+        fs::read_dir(dir).map_or_else(|_| vec![], |all| all.map(|entry| entry.unwrap().path()).collect())
     }
 
     pub fn has_pins_of(&self, instance: u32) -> bool {
-        self.pins()
-            .iter()
-            .any(|path| path.ends_with(instance.to_string()))
+        self.pins().iter().any(|path| path.ends_with(instance.to_string()))
     }
 }
 
@@ -178,11 +167,7 @@ pub const PLACEMENT: &str = "WAYLAY_TEST_PLACEMENT";
 
 fn placement_dirs(mount: &Path, placement: &str, pid: u32) -> (PathBuf, PathBuf) {
     let world = mount.join(format!("waylay-test-{pid}-{placement}"));
-    let agent = if placement == "below" {
-        world.join("agent")
-    } else {
-        mount.join(format!("waylay-test-{pid}-agent"))
-    };
+    let agent = if placement == "below" { world.join("agent") } else { mount.join(format!("waylay-test-{pid}-agent")) };
     (world, agent)
 }
 
@@ -245,10 +230,7 @@ impl Client {
     pub fn output(mut self) -> String {
         let mut text = String::new();
         self.out.read_to_string(&mut text).unwrap();
-        assert!(
-            self.child.wait().unwrap().success(),
-            "the client failed after {text:?}"
-        );
+        assert!(self.child.wait().unwrap().success(), "the client failed after {text:?}");
         text.trim().to_owned()
     }
 }
@@ -282,37 +264,22 @@ pub fn accept_from(listener: &TcpListener) -> TcpStream {
 pub fn greeter(word: &'static str) -> (JoinHandle<()>, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    (
-        std::thread::spawn(move || World::answer(accept_from(&listener), word)),
-        address,
-    )
+    (std::thread::spawn(move || World::answer(accept_from(&listener), word)), address)
 }
 
 pub fn counter(interception: &Interception, wanted: Counter) -> u64 {
     let counters = interception.kernel().counters().unwrap();
-    counters
-        .into_iter()
-        .find(|(counter, _)| *counter == wanted)
-        .unwrap()
-        .1
+    counters.into_iter().find(|(counter, _)| *counter == wanted).unwrap().1
 }
 
 pub fn original_dst_v4(socket: &TcpStream) -> SocketAddrV4 {
     let raw = getsockopt(socket, sockopt::OriginalDst).unwrap();
-    SocketAddrV4::new(
-        raw.sin_addr.s_addr.to_ne_bytes().into(),
-        u16::from_be(raw.sin_port),
-    )
+    SocketAddrV4::new(raw.sin_addr.s_addr.to_ne_bytes().into(), u16::from_be(raw.sin_port))
 }
 
 pub fn original_dst_v6(socket: &TcpStream) -> SocketAddrV6 {
     let raw = getsockopt(socket, sockopt::Ip6tOriginalDst).unwrap();
-    SocketAddrV6::new(
-        raw.sin6_addr.s6_addr.into(),
-        u16::from_be(raw.sin6_port),
-        0,
-        0,
-    )
+    SocketAddrV6::new(raw.sin6_addr.s6_addr.into(), u16::from_be(raw.sin6_port), 0, 0)
 }
 
 /// `host:port` as a python address tuple.
