@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwap;
+
 use crate::cluster::Cluster;
 use crate::cluster::endpoint::EndpointRegistry;
 use crate::http::route::RouteConfig;
@@ -100,4 +102,6 @@ pub struct Runtime {
     pub stats: Arc<Registry>,
     /// Endpoints by identity.
     pub endpoints: Arc<EndpointRegistry>,
+    /// What the listening sockets are really bound to (port 0 and the second family resolved): never a destination.
+    pub bound: ArcSwap<Vec<SocketAddr>>,
 }

@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
+use crate::cluster::balance::Balance;
 use crate::drain::Drain;
 use crate::kernel::Kernel;
 use crate::snapshot::{Runtime, Snapshot};
@@ -43,13 +44,16 @@ pub struct Worker {
     pub index: usize,
     /// What all workers see.
     pub shared: Arc<Shared>,
+    /// Whose turn it is in each cluster.
+    pub balance: Balance,
     random: RefCell<SmallRng>,
 }
 
 impl Worker {
     /// A worker without connections.
     pub fn new(index: usize, shared: Arc<Shared>) -> Self {
-        Self { index, shared, random: RefCell::new(SmallRng::from_rng(&mut rand::rng())) }
+        let random = RefCell::new(SmallRng::from_rng(&mut rand::rng()));
+        Self { index, shared, balance: Balance::default(), random }
     }
 
     /// A random number, for weights and balancing.

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use super::on_demand::OnDemand;
 use crate::addr::EndpointAddr;
 use crate::telemetry::stats::EndpointStats;
 
@@ -39,6 +40,13 @@ impl Endpoint {
         Self { address, hostname, stats: EndpointStats::default(), health: AtomicU8::new(0) }
     }
 
+    /// How busy it is: requests in flight, or connections open when it never had a request (TCP, where a connection
+    /// counts as one request, as in Envoy).
+    pub fn load(&self) -> u64 {
+        let gauge = if self.stats.rq_total.value() > 0 { &self.stats.rq_active } else { &self.stats.cx_active };
+        u64::try_from(gauge.value()).unwrap_or(0)
+    }
+
     /// Its health now.
     pub fn health(&self) -> Health {
         match self.health.load(Relaxed) {
@@ -68,11 +76,22 @@ pub struct WeightedEndpoint {
     pub weight: u32,
 }
 
+/// Whether all endpoints that take traffic weigh the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Weights {
+    /// They do.
+    #[default]
+    Equal,
+    /// They do not.
+    Unequal,
+}
+
 /// The endpoints of a cluster at one moment, with those that take traffic sorted out. Immutable.
 #[derive(Debug, Default)]
 pub struct EndpointSet {
     all: Vec<WeightedEndpoint>,
     usable: Vec<WeightedEndpoint>,
+    weights: Weights,
 }
 
 impl EndpointSet {
@@ -83,7 +102,9 @@ impl EndpointSet {
             all.iter().filter(|member| member.endpoint.health() != Health::Unhealthy).cloned().collect();
         let panic = healthy.len() * 100 < usize::from(panic_threshold) * all.len();
         let usable = if panic { all.clone() } else { healthy };
-        Self { all, usable }
+        let equal = usable.windows(2).all(|pair| pair[0].weight == pair[1].weight);
+        let weights = if equal { Weights::Equal } else { Weights::Unequal };
+        Self { all, usable, weights }
     }
 
     /// All endpoints, in configured order.
@@ -95,25 +116,98 @@ impl EndpointSet {
     pub fn usable(&self) -> &[WeightedEndpoint] {
         &self.usable
     }
+
+    /// Whether those that take traffic weigh the same.
+    pub fn weights(&self) -> Weights {
+        self.weights
+    }
 }
 
 /// What makes an endpoint the same one after a reload.
 type EndpointKey = (Arc<str>, EndpointAddr);
 
-/// Hands out endpoints by identity.
+/// Hands out endpoints by identity, and the endpoints that clusters make on use.
 #[derive(Debug, Default)]
-pub struct EndpointRegistry(Mutex<HashMap<EndpointKey, Weak<Endpoint>>>);
+pub struct EndpointRegistry {
+    endpoints: Mutex<Known>,
+    on_demand: Mutex<HashMap<Arc<str>, Weak<OnDemand>>>,
+}
+
+/// The endpoints that were handed out, with the dead ones that were not swept out yet.
+#[derive(Debug, Default)]
+struct Known {
+    by_key: HashMap<EndpointKey, Weak<Endpoint>>,
+    /// At this size the dead ones are swept out: twice what lived last time, so that it costs a constant per endpoint.
+    sweep_at: usize,
+}
 
 impl EndpointRegistry {
     /// The endpoint `address` of `cluster`: the living one when there is one, else a new one.
     pub fn endpoint(&self, cluster: &Arc<str>, address: EndpointAddr, hostname: Option<&Arc<str>>) -> Arc<Endpoint> {
-        let mut endpoints = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        endpoints.retain(|_, endpoint| endpoint.strong_count() > 0);
-        let slot = endpoints.entry((cluster.clone(), address)).or_default();
+        let mut known = self.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.by_key.len() >= known.sweep_at {
+            known.by_key.retain(|_, endpoint| endpoint.strong_count() > 0);
+            known.sweep_at = 2 * known.by_key.len() + 64;
+        }
+        let slot = known.by_key.entry((cluster.clone(), address)).or_default();
         slot.upgrade().unwrap_or_else(|| {
             let endpoint = Arc::new(Endpoint::new(address, hostname.cloned()));
             *slot = Arc::downgrade(&endpoint);
             endpoint
         })
+    }
+
+    /// The endpoints that the cluster called `cluster` makes on use; the same for all who hold them at the same time.
+    pub fn on_demand(&self, cluster: &Arc<str>) -> Arc<OnDemand> {
+        let mut clusters = self.on_demand.lock().unwrap_or_else(PoisonError::into_inner);
+        clusters.retain(|_, endpoints| endpoints.strong_count() > 0);
+        let slot = clusters.entry(cluster.clone()).or_default();
+        slot.upgrade().unwrap_or_else(|| {
+            let endpoints = Arc::new(OnDemand::default());
+            *slot = Arc::downgrade(&endpoints);
+            endpoints
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::fixture::{address, members};
+
+    #[test]
+    fn an_unhealthy_endpoint_takes_no_traffic_unless_too_few_are_left() {
+        for (unhealthy, panic_threshold, usable) in
+            [(0, 50, 4), (1, 50, 3), (2, 50, 2), (3, 50, 4), (4, 0, 0), (4, 1, 4)]
+        {
+            let members = members(&[1, 1, 1, 1]);
+            for member in &members[..unhealthy] {
+                member.endpoint.set_health(Health::Unhealthy);
+            }
+            let set = EndpointSet::new(members, panic_threshold);
+            assert_eq!(set.usable().len(), usable, "{unhealthy} unhealthy, panic below {panic_threshold} %");
+            assert_eq!(set.all().len(), 4);
+        }
+    }
+
+    #[test]
+    fn an_endpoint_is_the_same_one_as_long_as_somebody_holds_it() {
+        let registry = EndpointRegistry::default();
+        let (cluster, other): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
+        let endpoint = registry.endpoint(&cluster, address(0), None);
+        endpoint.set_health(Health::Unhealthy);
+        assert!(Arc::ptr_eq(&endpoint, &registry.endpoint(&cluster, address(0), None)));
+        assert_eq!(registry.endpoint(&other, address(0), None).health(), Health::Unknown);
+        drop(endpoint);
+        assert_eq!(registry.endpoint(&cluster, address(0), None).health(), Health::Unknown);
+    }
+
+    #[test]
+    fn endpoints_that_nobody_holds_are_swept_out() {
+        let registry = EndpointRegistry::default();
+        for port in 0..10_000 {
+            registry.endpoint(&"a".into(), address(port), None);
+        }
+        assert!(registry.endpoints.lock().expect("lock").by_key.len() <= 64);
     }
 }

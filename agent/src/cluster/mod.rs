@@ -1,9 +1,18 @@
 //! Clusters: named groups of endpoints, and the choice of one.
 //!
 //! Before: a TCP proxy or a route that names a cluster. After: a connection to the endpoint.
+//!
+//! On a worker, [`select`] chooses an endpoint (by [`balance`]) and [`connect`] opens a connection to it, within the
+//! limits of [`breaker`]. On the main thread, [`manager`] finds the endpoints and checks their health.
 
+pub mod balance;
+pub mod breaker;
 pub mod connect;
 pub mod endpoint;
+#[cfg(test)]
+mod fixture;
+pub mod on_demand;
+mod own;
 pub mod select;
 
 use std::sync::Arc;

@@ -36,6 +36,11 @@ impl Gauge {
         self.0.fetch_add(1, Relaxed);
     }
 
+    /// Adds one unless it is `limit` or more already; exact whoever else adds at the same time.
+    pub fn try_inc(&self, limit: u32) -> bool {
+        self.0.fetch_update(Relaxed, Relaxed, |value| (value < i64::from(limit)).then_some(value + 1)).is_ok()
+    }
+
     /// Takes one away.
     pub fn dec(&self) {
         self.0.fetch_sub(1, Relaxed);
