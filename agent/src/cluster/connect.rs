@@ -204,7 +204,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_refused_connection_says_so_and_is_counted() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        // At an address of its own, so that no other test is given the port meanwhile.
+        let listener = TcpListener::bind("127.77.0.4:0").await.expect("bind");
         let endpoint = endpoint(listener.local_addr().expect("address"));
         drop(listener);
         let cluster = Arc::new(cluster("a"));

@@ -94,3 +94,14 @@ pub fn shared(clusters: Vec<Arc<Cluster>>) -> Arc<Shared> {
         next_connection_id: AtomicU64::new(0),
     })
 }
+
+/// Waits until `condition` holds; fails after 10 s.
+pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    for _ in 0..2_000 {
+        if condition() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("never happened: {what}");
+}

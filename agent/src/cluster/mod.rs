@@ -8,9 +8,13 @@
 pub mod balance;
 pub mod breaker;
 pub mod connect;
+mod discover;
 pub mod endpoint;
 #[cfg(test)]
 mod fixture;
+mod health;
+pub mod manager;
+mod membership;
 pub mod on_demand;
 mod own;
 pub mod select;
