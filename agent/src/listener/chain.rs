@@ -2,6 +2,16 @@
 //!
 //! Before: the listener filters, which found out what they could. After: the chain's network filter. Pure: no I/O, no
 //! clock.
+//!
+//! The criteria are nested maps that are walked in a fixed order without ever turning back ([`index`]); [`trace`] tells
+//! what was seen on the way.
+
+mod index;
+mod prefix;
+pub mod trace;
+
+#[cfg(test)]
+mod tests;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -10,6 +20,9 @@ use ipnet::IpNet;
 
 use super::NetworkFilter;
 use crate::addr::{ClientAddr, OrigDstAddr};
+
+use index::{ChainIndex, Index, Level};
+use trace::{Lost, Trace};
 
 /// What is known of a connection when its filter chain is chosen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,6 +107,15 @@ pub enum SourceType {
 }
 
 impl SourceType {
+    /// The name by which the configuration calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Any => "ANY",
+            Self::SameIpOrLoopback => "SAME_IP_OR_LOOPBACK",
+            Self::External => "EXTERNAL",
+        }
+    }
+
     /// Whether a client at `client` that goes to `destination` counts as local.
     pub fn of(client: IpAddr, destination: IpAddr) -> Self {
         if client.is_loopback() || client == destination { Self::SameIpOrLoopback } else { Self::External }
@@ -129,6 +151,7 @@ impl FilterChain {
 pub struct FilterChains {
     all: Vec<Arc<FilterChain>>,
     default: Option<Arc<FilterChain>>,
+    index: Index,
 }
 
 /// Two filter chains that cannot be told apart.
@@ -142,6 +165,14 @@ pub enum ChainConflict {
         /// Label of the other.
         later: String,
     },
+    /// Some combination of their criteria is the same.
+    #[error("multiple filter chains with overlapping matching rules are defined: '{earlier}' and '{later}'")]
+    Overlap {
+        /// Label of the one that came first.
+        earlier: String,
+        /// Label of the other.
+        later: String,
+    },
 }
 
 impl FilterChains {
@@ -150,7 +181,16 @@ impl FilterChains {
     /// # Errors
     /// All pairs of chains that share a combination of criteria.
     pub fn new(all: Vec<Arc<FilterChain>>, default: Option<Arc<FilterChain>>) -> Result<Self, Vec<ChainConflict>> {
-        Ok(Self { all, default })
+        let mut index = Index::default();
+        let mut conflicts = Vec::new();
+        for (place, chain) in all.iter().enumerate() {
+            let mut taken: Vec<ChainIndex> = Vec::new();
+            index.insert(&chain.matches, place, &mut taken);
+            taken.sort_unstable();
+            taken.dedup();
+            conflicts.extend(taken.into_iter().map(|first| ChainConflict::between(&all[first], chain)));
+        }
+        if conflicts.is_empty() { Ok(Self { all, default, index }) } else { Err(conflicts) }
     }
 
     /// As configured, without the default one.
@@ -164,7 +204,29 @@ impl FilterChains {
     }
 
     /// The chain that serves a connection, the default one included; `None` closes it (flag NR).
-    pub fn find(&self, _facts: &ConnectionFacts) -> Option<&Arc<FilterChain>> {
-        self.all.first().or(self.default.as_ref())
+    pub fn find(&self, facts: &ConnectionFacts) -> Option<&Arc<FilterChain>> {
+        self.index.find(facts, &mut ()).map(|place| &self.all[place]).or(self.default.as_ref())
+    }
+
+    /// As [`Self::find`], by the same code, with all that was seen on the way.
+    pub fn trace(&self, facts: &ConnectionFacts) -> Trace<'_> {
+        let mut steps = Vec::new();
+        let found = self.index.find(facts, &mut steps);
+        let chosen = found.map(|place| &self.all[place]).or(self.default.as_ref());
+        let others = self.all.iter().enumerate().filter(|(place, _)| Some(*place) != found);
+        let mut lost: Vec<Lost<'_>> = others.map(|(_, chain)| trace::lost(chain, &steps, facts)).collect();
+        if let (Some(default), Some(_)) = (&self.default, found) {
+            let reason = "only for connections that no other chain takes".to_owned();
+            lost.push(Lost { chain: default, criterion: None, reason });
+        }
+        Trace { chosen, steps, lost }
+    }
+}
+
+impl ChainConflict {
+    fn between(earlier: &FilterChain, later: &FilterChain) -> Self {
+        let duplicate = earlier.matches == later.matches;
+        let (earlier, later) = (earlier.label(), later.label());
+        if duplicate { Self::Duplicate { earlier, later } } else { Self::Overlap { earlier, later } }
     }
 }
