@@ -4,7 +4,17 @@
 //! matches. Pure: no I/O, no clock, no dice.
 
 pub mod decide;
+#[cfg(test)]
+pub(crate) mod fixture;
+pub mod matching;
+pub mod mismatch;
+mod mutate;
+mod redirect;
+pub mod rewrite;
+mod strings;
 pub mod template;
+#[cfg(test)]
+mod tests;
 pub mod vhost;
 
 use std::sync::Arc;
@@ -80,7 +90,7 @@ pub struct Route {
 }
 
 /// All of a row's conditions; every one must hold.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct RouteMatch {
     /// Exactly one path condition.
     pub path: PathMatch,
@@ -99,7 +109,7 @@ pub struct RouteMatch {
 }
 
 /// The path condition, on the path without query and fragment.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum PathMatch {
     /// Plain string prefix: `/foo` matches `/foobar`.
     Prefix(String),
