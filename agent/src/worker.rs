@@ -11,6 +11,7 @@ use rand::{RngExt, SeedableRng};
 
 use crate::cluster::balance::Balance;
 use crate::drain::Drain;
+use crate::http::pool::Pools;
 use crate::kernel::Kernel;
 use crate::snapshot::{Runtime, Snapshot};
 use crate::telemetry::record::RecordSink;
@@ -46,6 +47,8 @@ pub struct Worker {
     pub shared: Arc<Shared>,
     /// Whose turn it is in each cluster.
     pub balance: Balance,
+    /// Connections to endpoints that can be used again.
+    pub pools: Pools,
     random: RefCell<SmallRng>,
 }
 
@@ -53,7 +56,7 @@ impl Worker {
     /// A worker without connections.
     pub fn new(index: usize, shared: Arc<Shared>) -> Self {
         let random = RefCell::new(SmallRng::from_rng(&mut rand::rng()));
-        Self { index, shared, balance: Balance::default(), random }
+        Self { index, shared, balance: Balance::default(), pools: Pools::default(), random }
     }
 
     /// A random number, for weights and balancing.

@@ -2,14 +2,64 @@
 //!
 //! Before: the filter chain match. After: an endpoint of the cluster that the route named.
 
+mod check;
+mod chunk;
+pub mod connection;
+mod exchange;
+mod gate;
+mod head;
+mod headers;
+mod meter;
+mod path;
+pub mod pool;
+mod refusal;
+mod reply;
+mod request_body;
+mod response_body;
+mod retry;
 pub mod route;
+mod router;
+mod service;
+mod tunnel;
+mod upstream;
+mod upstream_io;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::listener::filter::Detected;
+use crate::snapshot::Snapshot;
+use crate::telemetry::ResponseFlags;
+use crate::telemetry::record::ConnectionInfo;
 use crate::telemetry::stats::HttpStats;
 
 use route::RouteConfig;
+
+/// What is known of a connection that is served as HTTP.
+#[derive(Clone, Debug)]
+pub struct ConnectionContext {
+    /// Who, where to, and by which filter chain.
+    pub info: ConnectionInfo,
+    /// The configuration that the connection keeps.
+    pub snapshot: Arc<Snapshot>,
+    /// What the listener filters saw.
+    pub detected: Option<Detected>,
+}
+
+/// How a connection ended, for its record.
+#[derive(Clone, Debug, Default)]
+pub struct ConnectionEnd {
+    /// Why, when not well.
+    pub flags: ResponseFlags,
+    /// The same in words.
+    pub details: Option<String>,
+    /// Requests served.
+    pub requests: u64,
+    /// From the client.
+    pub bytes_received: u64,
+    /// To the client.
+    pub bytes_sent: u64,
+}
 
 /// Envoy's `HttpConnectionManager`, every name resolved.
 #[derive(Debug)]

@@ -1,0 +1,368 @@
+//! The client's socket as the codec sees it: nothing passes that could be read in two ways.
+//!
+//! Before: the accepted socket. After: hyper's server codec. The gate follows the framing of HTTP/1 on the raw bytes, holds
+//! each request's head back until it is complete, and checks it ([`super::head`]). A head that must not pass is replaced
+//! by one that the codec understands, and the verdict is left for the service that will be asked to answer it: so
+//! pipelined requests are answered in order, and every refusal goes the way of an ordinary response. HTTP/2 and tunnels
+//! pass through as they are.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker, ready};
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::chunk::{ChunkScanner, Scanned};
+use super::head::{Framing, HeadLimits, Inspected, Upgrade, inspect};
+use super::refusal::Refusal;
+
+/// What stands in for a head that was refused.
+const STAND_IN: &[u8] = b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n";
+
+/// The name that an `upgrade` header gets which is to be ignored: hyper would otherwise take the request for one that
+/// changes the protocol, and give its connection away without writing out the end of the response.
+pub const IGNORED_UPGRADE: &str = "x-wl-up";
+const _: () = assert!(IGNORED_UPGRADE.len() == "upgrade".len());
+
+/// How much is read at once while a head is incomplete.
+const READ_STEP: usize = 4096;
+
+/// How much may arrive while the answer to an upgrade is awaited.
+const MAX_HELD: usize = 64 * 1024;
+
+/// What the gate and the service of one connection tell each other.
+#[derive(Default)]
+pub struct Wire {
+    /// Bytes from the client.
+    pub received: Cell<u64>,
+    /// Bytes to the client.
+    pub sent: Cell<u64>,
+    /// For each head that passed, in order: `None`, or why it was replaced.
+    verdicts: RefCell<VecDeque<Option<Refusal>>>,
+    /// A refusal for whatever head comes next, complete or not.
+    forced: RefCell<Option<Refusal>>,
+    /// The codec, when it waits for the gate alone.
+    reader: Cell<Option<Waker>>,
+    /// An upgrade was asked for and is not answered yet.
+    held: Cell<bool>,
+    /// The body's framing broke.
+    broken: Cell<bool>,
+    head_since: Cell<Option<Instant>>,
+    head_begun: Notify,
+}
+
+impl Wire {
+    /// The verdict on the request that the codec hands over now.
+    pub fn verdict(&self) -> Option<Refusal> {
+        self.verdicts.borrow_mut().pop_front().flatten()
+    }
+
+    /// The upgrade came to nothing: requests follow.
+    pub fn resume(&self) {
+        if self.held.replace(false) {
+            self.wake();
+        }
+    }
+
+    /// Answers the head that is being received.
+    pub fn refuse(&self, refusal: Refusal) {
+        *self.forced.borrow_mut() = Some(refusal);
+        self.wake();
+    }
+
+    /// Whether a chunked body broke its framing.
+    pub fn is_broken(&self) -> bool {
+        self.broken.get()
+    }
+
+    /// Resolves when a head has been incomplete since `limit`.
+    pub async fn head_takes(&self, limit: std::time::Duration) {
+        loop {
+            match self.head_since.get() {
+                None => self.head_begun.notified().await,
+                Some(since) if since.elapsed() >= limit => return,
+                Some(since) => tokio::time::sleep_until(since + limit).await,
+            }
+        }
+    }
+
+    fn wake(&self) {
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
+        }
+    }
+
+    fn head_is_partial(&self) {
+        if self.head_since.get().is_none() {
+            self.head_since.set(Some(Instant::now()));
+            self.head_begun.notify_one();
+        }
+    }
+}
+
+#[derive(Debug)]
+enum State {
+    /// A head is next.
+    Head,
+    /// So many bytes of a body.
+    Length(u64),
+    /// A chunked body.
+    Chunked(ChunkScanner),
+    /// A head that asked for an upgrade has passed.
+    Held,
+    /// A head was refused: nothing more passes.
+    Refused,
+    /// Everything passes.
+    Open,
+}
+
+/// See the module.
+pub struct Gate<S> {
+    stream: S,
+    wire: Rc<Wire>,
+    limits: HeadLimits,
+    state: State,
+    /// Read, and not yet passed.
+    pending: BytesMut,
+    /// So many bytes of `pending` may pass.
+    released: usize,
+}
+
+impl<S> Gate<S> {
+    /// A gate for HTTP/1; `first` has been read already.
+    pub fn http1(stream: S, first: BytesMut, wire: Rc<Wire>, limits: HeadLimits) -> Self {
+        Self { stream, wire, limits, state: State::Head, pending: first, released: 0 }
+    }
+
+    /// A gate that only counts.
+    pub fn open(stream: S, first: BytesMut, wire: Rc<Wire>) -> Self {
+        let limits = HeadLimits { max_bytes: 0, max_headers: 0 };
+        Self { stream, wire, limits, state: State::Open, released: first.len(), pending: first }
+    }
+
+    /// The socket, and what was read from it and has not passed.
+    pub fn into_parts(self) -> (S, BytesMut) {
+        (self.stream, self.pending)
+    }
+
+    /// How many of `bytes` may pass; the state moves on accordingly.
+    fn admit(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let mut passed = 0;
+        while passed < bytes.len() {
+            let rest = &mut bytes[passed..];
+            match &mut self.state {
+                State::Open => passed = bytes.len(),
+                State::Refused | State::Held => break,
+                State::Length(left) => {
+                    let taken = usize::try_from(*left).map_or(rest.len(), |left| left.min(rest.len()));
+                    *left -= taken as u64;
+                    passed += taken;
+                    if *left == 0 {
+                        self.state = State::Head;
+                    }
+                }
+                State::Chunked(scanner) => match scanner.scan(rest) {
+                    Scanned::More => passed = bytes.len(),
+                    Scanned::End(end) => {
+                        passed += end;
+                        self.state = State::Head;
+                    }
+                    Scanned::Broken(_) => {
+                        self.wire.broken.set(true);
+                        return Err(io::Error::new(io::ErrorKind::InvalidData, "invalid chunk framing"));
+                    }
+                },
+                State::Head => match self.admit_head(rest) {
+                    Some(len) => passed += len,
+                    None => break,
+                },
+            }
+        }
+        Ok(passed)
+    }
+
+    /// The length of the head at the beginning of `bytes`, if it may pass.
+    fn admit_head(&mut self, bytes: &mut [u8]) -> Option<usize> {
+        match inspect(bytes, self.limits) {
+            Inspected::Partial => {
+                self.wire.head_is_partial();
+                None
+            }
+            Inspected::Refused(refusal) => {
+                self.refuse(refusal);
+                None
+            }
+            Inspected::Complete { len, framing, upgrade } => {
+                self.wire.head_since.set(None);
+                self.wire.verdicts.borrow_mut().push_back(None);
+                self.state = match framing {
+                    Framing::Length(0) => State::Head,
+                    Framing::Length(length) => State::Length(length),
+                    Framing::Chunked => State::Chunked(ChunkScanner::default()),
+                };
+                match upgrade {
+                    Upgrade::None => {}
+                    Upgrade::Ignored(names) => {
+                        for name in names {
+                            bytes[name].copy_from_slice(IGNORED_UPGRADE.as_bytes());
+                        }
+                    }
+                    // A body and an upgrade at once are refused by the service; the framing is followed all the same.
+                    Upgrade::Wanted if framing == Framing::Length(0) => {
+                        self.wire.held.set(true);
+                        self.state = State::Held;
+                    }
+                    Upgrade::Wanted => {}
+                }
+                Some(len)
+            }
+        }
+    }
+
+    fn refuse(&mut self, refusal: Refusal) {
+        self.wire.head_since.set(None);
+        self.wire.verdicts.borrow_mut().push_back(Some(refusal));
+        self.state = State::Refused;
+    }
+
+    /// Lets as much of `pending` pass as may.
+    fn admit_pending(&mut self) -> io::Result<()> {
+        if matches!(self.state, State::Held) && !self.wire.held.get() {
+            self.state = State::Head;
+        }
+        if matches!(self.state, State::Head) {
+            let forced = self.wire.forced.borrow_mut().take();
+            if let Some(refusal) = forced {
+                self.refuse(refusal);
+            }
+        }
+        if !matches!(self.state, State::Refused) && !self.pending.is_empty() {
+            let mut pending = std::mem::take(&mut self.pending);
+            let admitted = self.admit(&mut pending);
+            self.pending = pending;
+            self.released = admitted?;
+        }
+        if matches!(self.state, State::Refused) && self.released == 0 {
+            self.pending.clear();
+            if self.limits.max_bytes > 0 {
+                // Once only: a refused connection never reads again.
+                self.limits.max_bytes = 0;
+                self.pending.extend_from_slice(STAND_IN);
+                self.released = STAND_IN.len();
+            }
+        }
+        Ok(())
+    }
+
+    /// The codec waits for the service, not for the socket.
+    fn wait(&self, cx: &Context<'_>) {
+        self.wire.reader.set(Some(cx.waker().clone()));
+    }
+}
+
+impl<S: AsyncRead + Unpin> Gate<S> {
+    /// Reads behind what is pending; the number of bytes, 0 at the end.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let before = self.pending.len();
+        self.pending.resize(before + READ_STEP, 0);
+        let mut buf = ReadBuf::new(&mut self.pending[before..]);
+        let polled = Pin::new(&mut self.stream).poll_read(cx, &mut buf);
+        let read = buf.filled().len();
+        self.pending.truncate(before + read);
+        ready!(polled)?;
+        self.wire.received.set(self.wire.received.get() + read as u64);
+        Poll::Ready(Ok(read))
+    }
+
+    /// Reads straight into the codec's buffer, and takes back what may not pass yet; whether anything passed or the
+    /// stream ended.
+    fn poll_direct(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<bool>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        let read = buf.filled().len() - before;
+        self.wire.received.set(self.wire.received.get() + read as u64);
+        if read == 0 {
+            return Poll::Ready(Ok(true));
+        }
+        let passed = self.admit(&mut buf.filled_mut()[before..])?;
+        self.pending.extend_from_slice(&buf.filled()[before + passed..]);
+        buf.set_filled(before + passed);
+        Poll::Ready(Ok(passed > 0))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Gate<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        loop {
+            if this.released == 0 {
+                this.admit_pending()?;
+            }
+            if this.released > 0 {
+                let passing = this.released.min(buf.remaining());
+                buf.put_slice(&this.pending[..passing]);
+                this.pending.advance(passing);
+                this.released -= passing;
+                return Poll::Ready(Ok(()));
+            }
+            if this.wire.broken.get() {
+                return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+            }
+            this.wait(cx);
+            let full = matches!(this.state, State::Refused) || this.pending.len() > MAX_HELD + this.limits.max_bytes;
+            if full {
+                return Poll::Pending;
+            }
+            if this.pending.is_empty() && !matches!(this.state, State::Held) {
+                if ready!(this.poll_direct(cx, buf))? {
+                    return Poll::Ready(Ok(()));
+                }
+            } else if ready!(this.poll_fill(cx))? == 0 {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Gate<S> {
+    fn wrote(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(sent)) = polled {
+            self.wire.sent.set(self.wire.sent.get() + sent as u64);
+        }
+        polled
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Gate<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.wrote(polled)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.wrote(polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

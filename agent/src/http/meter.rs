@@ -1,0 +1,197 @@
+//! What moves on one request, and the clock that watches it.
+//!
+//! The request's body writes to a [`Meter`], wherever it is read; the router and the response's body wait with a [`Clock`].
+
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use tokio::time::{Instant, Sleep};
+
+/// What moved so far.
+pub struct Meter {
+    /// Of the request's body.
+    pub received: Cell<u64>,
+    /// Of the response's body.
+    pub sent: Cell<u64>,
+    /// When something moved last.
+    moved: Cell<Instant>,
+    /// When the request had arrived as a whole.
+    arrived: Cell<Option<Instant>>,
+    /// Reading the request's body failed: the client went away, or broke its framing.
+    failed: Cell<bool>,
+    waiting: Cell<Option<Waker>>,
+}
+
+impl Meter {
+    /// Of a request that begins now.
+    pub fn new() -> Self {
+        Self {
+            received: Cell::new(0),
+            sent: Cell::new(0),
+            moved: Cell::new(Instant::now()),
+            arrived: Cell::new(None),
+            failed: Cell::new(false),
+            waiting: Cell::new(None),
+        }
+    }
+
+    /// So many bytes of the request's body came.
+    pub fn receive(&self, bytes: usize) {
+        self.received.set(self.received.get() + bytes as u64);
+        self.moved.set(Instant::now());
+    }
+
+    /// So many bytes of the response's body went.
+    pub fn send(&self, bytes: usize) {
+        self.sent.set(self.sent.get() + bytes as u64);
+        self.moved.set(Instant::now());
+    }
+
+    /// The request is complete.
+    pub fn arrive(&self) {
+        if self.arrived.get().is_none() {
+            self.arrived.set(Some(Instant::now()));
+            if let Some(waiting) = self.waiting.take() {
+                waiting.wake();
+            }
+        }
+    }
+
+    /// Whether the request is complete.
+    pub fn has_arrived(&self) -> bool {
+        self.arrived.get().is_some()
+    }
+
+    /// The request will never be complete.
+    pub fn fail(&self) {
+        self.failed.set(true);
+    }
+
+    /// Whether the request will never be complete.
+    pub fn has_failed(&self) -> bool {
+        self.failed.get()
+    }
+}
+
+/// Whose time it was that ran out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expired {
+    /// The route's timeout, from the end of the request.
+    Route,
+    /// Nothing moved for the stream idle timeout.
+    Idle,
+    /// The request did not arrive within `request_timeout`.
+    Request,
+}
+
+/// Waits for the first of a request's timeouts. Cheap while nothing has to be waited for.
+pub struct Clock {
+    meter: Rc<Meter>,
+    began: Instant,
+    /// From the end of the request.
+    pub route: Option<Duration>,
+    /// Without anything moving.
+    pub idle: Option<Duration>,
+    /// From the request's headers to its end.
+    pub request: Option<Duration>,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Clock {
+    /// A clock without a limit.
+    pub fn new(meter: Rc<Meter>) -> Self {
+        Self { meter, began: Instant::now(), route: None, idle: None, request: None, sleep: None }
+    }
+
+    /// The next deadline.
+    fn next(&self) -> Option<(Instant, Expired)> {
+        let arrived = self.meter.arrived.get();
+        let route = arrived.zip(self.route).map(|(arrived, route)| (arrived + route, Expired::Route));
+        let idle = self.idle.map(|idle| (self.meter.moved.get() + idle, Expired::Idle));
+        let request = match arrived {
+            None => self.request.map(|request| (self.began + request, Expired::Request)),
+            Some(_) => None,
+        };
+        [route, request, idle].into_iter().flatten().min_by_key(|(at, _)| *at)
+    }
+
+    /// Ready when a deadline has passed.
+    pub fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<Expired> {
+        if !self.meter.has_arrived() {
+            self.meter.waiting.set(Some(cx.waker().clone()));
+        }
+        loop {
+            let Some((at, expired)) = self.next() else { return Poll::Pending };
+            let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+            // A deadline that moved back is met when the earlier one fires.
+            if sleep.deadline() > at || sleep.is_elapsed() {
+                sleep.as_mut().reset(at);
+            }
+            if sleep.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            if self.next().is_some_and(|(at, _)| at <= Instant::now()) {
+                return Poll::Ready(expired);
+            }
+        }
+    }
+
+    /// `future`, unless a deadline passes first.
+    pub async fn race<F: Future>(&mut self, future: F) -> Result<F::Output, Expired> {
+        let mut future = pin!(future);
+        poll_fn(|cx| match future.as_mut().poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Ok(output)),
+            Poll::Pending => self.poll_expired(cx).map(Err),
+        })
+        .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_route_timeout_counts_from_the_end_of_the_request() {
+        let meter = Rc::new(Meter::new());
+        let mut clock = Clock::new(meter.clone());
+        clock.route = Some(Duration::from_secs(15));
+        let began = Instant::now();
+        let ends_late = async {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            meter.arrive();
+            std::future::pending::<()>().await;
+        };
+        assert_eq!(clock.race(ends_late).await, Err(Expired::Route));
+        assert_eq!(began.elapsed().as_secs(), 75);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whatever_moves_puts_the_idle_timeout_off() {
+        let meter = Rc::new(Meter::new());
+        let mut clock = Clock::new(meter.clone());
+        clock.idle = Some(Duration::from_secs(5));
+        let began = Instant::now();
+        let moves = async {
+            for _ in 0..3 {
+                tokio::time::sleep(Duration::from_secs(4)).await;
+                meter.receive(1);
+            }
+            std::future::pending::<()>().await;
+        };
+        assert_eq!(clock.race(moves).await, Err(Expired::Idle));
+        assert_eq!(began.elapsed().as_secs(), 17);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_does_not_arrive_has_its_own_timeout() {
+        let mut clock = Clock::new(Rc::new(Meter::new()));
+        clock.request = Some(Duration::from_secs(3));
+        clock.idle = Some(Duration::from_secs(5));
+        assert_eq!(clock.race(std::future::pending::<()>()).await, Err(Expired::Request));
+    }
+}

@@ -1,0 +1,252 @@
+//! Connections to endpoints that are open already: one pool for each worker.
+//!
+//! Before: [`super::upstream`], which asks here first. HTTP/1 connections carry one request at a time and are used again in
+//! LIFO order, so that those which are not needed grow old and are closed; HTTP/2 connections are shared. The driver task of
+//! a connection sees the endpoint close it, so a dead connection is noticed before it is used, unless the close and the
+//! request cross on the wire: that race is the router's to mend.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::client::conn::{http1, http2};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::cluster::Cluster;
+use crate::cluster::endpoint::Endpoint;
+
+use super::request_body::RequestBody;
+use super::upstream_io::{Traffic, UpgradedIo};
+
+/// Idle HTTP/1 connections to one endpoint: above it, the oldest is closed. The circuit breaker's default for
+/// connections of a whole cluster is 1024.
+const MAX_IDLE_PER_ENDPOINT: usize = 1024;
+
+/// Streams on one HTTP/2 connection before another is opened: the least that RFC 9113 section 6.5.2 recommends to allow.
+const MAX_STREAMS: u32 = 100;
+
+/// How often idle connections are looked at.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What is spoken with an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// One request at a time.
+    Http1,
+    /// Many.
+    Http2,
+}
+
+/// An HTTP/1 connection that is free, or leased to one request.
+pub struct Http1Connection {
+    /// Sends a request.
+    pub sender: http1::SendRequest<RequestBody>,
+    /// What moved on it.
+    pub traffic: Rc<Traffic>,
+    /// What becomes of it after a 101.
+    pub upgraded: oneshot::Receiver<UpgradedIo>,
+    /// Requests so far.
+    pub served: u32,
+}
+
+/// An HTTP/2 connection, shared by requests.
+pub struct Http2Connection {
+    /// Sends a request.
+    pub sender: http2::SendRequest<RequestBody>,
+    /// What moved on it.
+    pub traffic: Rc<Traffic>,
+    served: Cell<u32>,
+    streams: Cell<u32>,
+    idle_since: Cell<Instant>,
+}
+
+impl Http2Connection {
+    /// A new connection.
+    pub fn new(sender: http2::SendRequest<RequestBody>, traffic: Rc<Traffic>) -> Self {
+        let idle_since = Cell::new(Instant::now());
+        Self { sender, traffic, served: Cell::new(0), streams: Cell::new(0), idle_since }
+    }
+
+    fn takes_more(&self, cluster: &Cluster) -> bool {
+        let worn_out = cluster.max_requests_per_connection.is_some_and(|max| self.served.get() >= max);
+        !self.sender.is_closed() && !worn_out && self.streams.get() < MAX_STREAMS
+    }
+}
+
+/// One request's use of an HTTP/2 connection.
+pub struct Stream(pub Rc<Http2Connection>);
+
+impl Stream {
+    /// Counts as used until it is dropped.
+    pub fn new(connection: Rc<Http2Connection>) -> Self {
+        connection.streams.set(connection.streams.get() + 1);
+        connection.served.set(connection.served.get() + 1);
+        Self(connection)
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.0.streams.set(self.0.streams.get() - 1);
+        self.0.idle_since.set(Instant::now());
+    }
+}
+
+struct Idle {
+    connection: Http1Connection,
+    since: Instant,
+}
+
+struct Host {
+    // Keeps the address, by which the host is found, from being given to another endpoint.
+    _endpoint: Arc<Endpoint>,
+    cluster: Arc<Cluster>,
+    /// The one used last is at the end.
+    idle: Vec<Idle>,
+    shared: Vec<Rc<Http2Connection>>,
+    /// Held while an HTTP/2 connection is being opened, so that requests wait for that one.
+    opening: Rc<tokio::sync::Mutex<()>>,
+}
+
+#[derive(Default)]
+struct Inner {
+    hosts: HashMap<(usize, Protocol), Host>,
+    sweeping: bool,
+}
+
+/// All of a worker's connections that can be used again.
+#[derive(Clone, Default)]
+pub struct Pools(Rc<RefCell<Inner>>);
+
+fn key(endpoint: &Arc<Endpoint>, protocol: Protocol) -> (usize, Protocol) {
+    (Arc::as_ptr(endpoint) as usize, protocol)
+}
+
+impl Pools {
+    /// A free HTTP/1 connection to `endpoint`.
+    pub fn take_http1(&self, endpoint: &Arc<Endpoint>) -> Option<Http1Connection> {
+        let mut inner = self.0.borrow_mut();
+        let host = inner.hosts.get_mut(&key(endpoint, Protocol::Http1))?;
+        let mut position = host.idle.len();
+        while position > 0 {
+            position -= 1;
+            let sender = &host.idle[position].connection.sender;
+            if sender.is_closed() {
+                host.idle.remove(position);
+            } else if sender.is_ready() {
+                return Some(host.idle.remove(position).connection);
+            }
+        }
+        None
+    }
+
+    /// Gives a connection back after its response was read to the end.
+    pub fn put_http1(&self, cluster: &Arc<Cluster>, endpoint: &Arc<Endpoint>, connection: Http1Connection) {
+        let worn_out = cluster.max_requests_per_connection.is_some_and(|max| connection.served >= max);
+        if worn_out || connection.sender.is_closed() {
+            return;
+        }
+        connection.traffic.upgrading.set(false);
+        let mut inner = self.0.borrow_mut();
+        let host = inner.host(cluster, endpoint, Protocol::Http1);
+        if host.idle.len() >= MAX_IDLE_PER_ENDPOINT {
+            host.idle.remove(0);
+        }
+        host.idle.push(Idle { connection, since: Instant::now() });
+        self.sweep(&mut inner);
+    }
+
+    /// A stream on an HTTP/2 connection to `endpoint` that has room.
+    pub fn take_http2(&self, cluster: &Cluster, endpoint: &Arc<Endpoint>) -> Option<Stream> {
+        let mut inner = self.0.borrow_mut();
+        let host = inner.hosts.get_mut(&key(endpoint, Protocol::Http2))?;
+        host.shared.retain(|connection| !connection.sender.is_closed());
+        let connection = host.shared.iter().find(|connection| connection.takes_more(cluster))?;
+        Some(Stream::new(connection.clone()))
+    }
+
+    /// Shares a new connection.
+    pub fn share_http2(&self, cluster: &Arc<Cluster>, endpoint: &Arc<Endpoint>, connection: &Rc<Http2Connection>) {
+        let mut inner = self.0.borrow_mut();
+        inner.host(cluster, endpoint, Protocol::Http2).shared.push(connection.clone());
+        self.sweep(&mut inner);
+    }
+
+    /// To be held while a new HTTP/2 connection to `endpoint` is opened.
+    pub fn opening(&self, cluster: &Arc<Cluster>, endpoint: &Arc<Endpoint>) -> Rc<tokio::sync::Mutex<()>> {
+        self.0.borrow_mut().host(cluster, endpoint, Protocol::Http2).opening.clone()
+    }
+
+    /// How many connections are kept.
+    pub fn len(&self) -> usize {
+        self.0.borrow().hosts.values().map(|host| host.idle.len() + host.shared.len()).sum()
+    }
+
+    /// Whether none is kept.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Sees to it that idle connections are closed in time.
+    fn sweep(&self, inner: &mut Inner) {
+        if !std::mem::replace(&mut inner.sweeping, true) {
+            tokio::task::spawn_local(sweep(Rc::downgrade(&self.0)));
+        }
+    }
+}
+
+impl Inner {
+    fn host(&mut self, cluster: &Arc<Cluster>, endpoint: &Arc<Endpoint>, protocol: Protocol) -> &mut Host {
+        let host = self.hosts.entry(key(endpoint, protocol)).or_insert_with(|| Host {
+            _endpoint: endpoint.clone(),
+            cluster: cluster.clone(),
+            idle: Vec::new(),
+            shared: Vec::new(),
+            opening: Rc::default(),
+        });
+        if !Arc::ptr_eq(&host.cluster, cluster) {
+            host.cluster = cluster.clone();
+        }
+        host
+    }
+
+    fn close_idle(&mut self, now: Instant) {
+        self.hosts.retain(|_, host| {
+            let timeout = host.cluster.idle_timeout;
+            let expired = |since: Instant| timeout.is_some_and(|timeout| now.duration_since(since) >= timeout);
+            let stats = &host.cluster.stats;
+            host.idle.retain(|idle| {
+                let keep = !expired(idle.since);
+                if !keep && !idle.connection.sender.is_closed() {
+                    stats.upstream_cx_idle_timeout.inc();
+                }
+                keep && !idle.connection.sender.is_closed()
+            });
+            host.shared.retain(|connection| {
+                let keep = connection.streams.get() > 0 || !expired(connection.idle_since.get());
+                if !keep && !connection.sender.is_closed() {
+                    stats.upstream_cx_idle_timeout.inc();
+                }
+                keep && !connection.sender.is_closed()
+            });
+            !host.idle.is_empty() || !host.shared.is_empty() || Rc::strong_count(&host.opening) > 1
+        });
+    }
+}
+
+/// Closes what was idle for too long, until nothing is left or the worker is gone.
+async fn sweep(pools: Weak<RefCell<Inner>>) {
+    loop {
+        tokio::time::sleep(SWEEP_INTERVAL).await;
+        let Some(pools) = pools.upgrade() else { return };
+        let mut inner = pools.borrow_mut();
+        inner.close_idle(Instant::now());
+        if inner.hosts.is_empty() {
+            inner.sweeping = false;
+            return;
+        }
+    }
+}

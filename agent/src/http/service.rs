@@ -1,0 +1,242 @@
+//! One request, from the codec and back to it: the checks, the route, the answer.
+//!
+//! Before: hyper's server side. After: [`super::router`] for what is sent on, [`super::reply`] for what the agent answers
+//! itself. This is the function to read first: all branching of a request is here.
+
+use std::convert::Infallible;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderValue};
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{Request, Response, StatusCode, Version};
+use http_body::Body as _;
+use hyper::body::Incoming;
+
+use crate::cluster::{Cluster, UpstreamProtocol};
+use crate::telemetry::ResponseFlags;
+
+use super::check::{self, Checked, check};
+use super::connection::Connection;
+use super::exchange::Exchange;
+use super::headers;
+use super::meter::Clock;
+use super::pool::Protocol;
+use super::refusal::{Afterwards, Refusal};
+use super::reply::{refuse, respond};
+use super::request_body::{Keep, Upload};
+use super::response_body::ResponseBody;
+use super::route::RouteAction;
+use super::route::decide::{self, Decision, ForwardHost, Outcome, RequestFacts};
+use super::router::{self, Forward};
+use super::tunnel::Tunnel;
+use super::upstream::{Answer, Outgoing};
+
+/// Serves one request.
+pub async fn serve(
+    connection: Rc<Connection>,
+    request: Request<Incoming>,
+) -> Result<Response<ResponseBody>, Infallible> {
+    let (mut head, body) = request.into_parts();
+    let mut exchange = Exchange::begin(&connection, &head);
+    if body.is_end_stream() {
+        exchange.meter.arrive();
+    }
+    let verdict = if exchange.http1 { connection.wire.verdict() } else { None };
+    if let Some(refusal) = verdict {
+        connection.note_refusal(&refusal);
+        return Ok(refuse(exchange, refusal));
+    }
+    let follows = if body.is_end_stream() { check::Body::Absent } else { check::Body::Follows };
+    let checked = match check(&connection.manager, &mut head, follows) {
+        Ok(checked) => checked,
+        Err(refusal) => {
+            connection.note_refusal(&refusal);
+            return Ok(refuse(exchange, refusal));
+        }
+    };
+    let worker = &connection.worker;
+    headers::forward(&mut head.headers, &connection.manager, connection.info.client.ip(), || worker.random());
+    exchange.note_headers(&head.headers);
+    Ok(route(&connection, exchange, head, body, checked).await)
+}
+
+async fn route(
+    connection: &Rc<Connection>,
+    mut exchange: Exchange,
+    head: Parts,
+    body: Incoming,
+    checked: Checked,
+) -> Response<ResponseBody> {
+    let (manager, snapshot) = (&connection.manager, &connection.snapshot);
+    let facts = RequestFacts {
+        method: &head.method,
+        scheme: "http",
+        authority: checked.authority(),
+        path_and_query: checked.path.as_str(),
+        headers: &head.headers,
+        random: connection.worker.random(),
+    };
+    let decision = decide::decide(&manager.route_config, &facts, &|name| snapshot.clusters.get(name));
+    note_decision(&mut exchange, &decision);
+    let refusal = match &decision.outcome {
+        Outcome::Forward { action, cluster: Some(cluster) } => {
+            return forward(exchange, head, body, checked, &decision, action, cluster).await;
+        }
+        Outcome::Forward { action, cluster: None } => {
+            manager.stats.no_cluster.inc();
+            Refusal::request(action.cluster_not_found_response_code, "cluster_not_found", "")
+                .flagged(ResponseFlags::NO_CLUSTER)
+        }
+        Outcome::NotFound => {
+            manager.stats.no_route.inc();
+            Refusal::request(StatusCode::NOT_FOUND, "route_not_found", "").flagged(ResponseFlags::NO_ROUTE)
+        }
+        Outcome::Redirect { status, location } => {
+            manager.stats.rq_redirect.inc();
+            return direct(exchange, &decision, *status, Bytes::new(), Some(location));
+        }
+        Outcome::DirectResponse(response) => {
+            manager.stats.rq_direct_response.inc();
+            return direct(exchange, &decision, response.status, response.body.clone(), None);
+        }
+    };
+    refuse(exchange, refusal)
+}
+
+fn note_decision(exchange: &mut Exchange, decision: &Decision<'_>) {
+    exchange.record.virtual_host = decision.virtual_host.map(|virtual_host| virtual_host.name.clone());
+    if let Some(route) = decision.route {
+        route.stats.rq_total.inc();
+        exchange.record.route = Some(route.index);
+        exchange.record.route_name.clone_from(&route.name);
+    }
+}
+
+/// An answer that the route table holds.
+fn direct(
+    mut exchange: Exchange,
+    decision: &Decision<'_>,
+    status: StatusCode,
+    body: Bytes,
+    location: Option<&String>,
+) -> Response<ResponseBody> {
+    exchange.record.details = "direct_response";
+    let mut headers = HeaderMap::new();
+    if let Some(location) = location.and_then(|location| HeaderValue::from_str(location).ok()) {
+        headers.insert(header::LOCATION, location);
+    }
+    decision.mutate_response(&mut headers);
+    respond(exchange, status, headers, body, Afterwards::Keep)
+}
+
+async fn forward(
+    mut exchange: Exchange,
+    mut head: Parts,
+    body: Incoming,
+    checked: Checked,
+    decision: &Decision<'_>,
+    action: &RouteAction,
+    cluster: &Arc<Cluster>,
+) -> Response<ResponseBody> {
+    exchange.record.cluster = Some(cluster.name.clone());
+    let forwarded = decision.forward_head(checked.authority(), checked.path.as_str(), &mut head.headers);
+    let mut path = checked.path;
+    if let Some(rewritten) = forwarded.path_and_query {
+        match PathAndQuery::try_from(rewritten.as_str()) {
+            Ok(new) => path = new,
+            Err(_) => {
+                let refusal = Refusal::request(StatusCode::BAD_REQUEST, "path_normalization_failed", "Bad Request");
+                return refuse(exchange, refusal);
+            }
+        }
+        exchange.record.upstream_path = Some(rewritten);
+    }
+    if let ForwardHost::Rewritten(host) = &forwarded.host {
+        head.headers.insert(header::HOST, host.clone());
+    }
+    let keep = if decision.retry_policy().is_some() { Keep::Yes } else { Keep::No };
+    let wanted = checked.upgrade.clone();
+    let request = Forward {
+        decision,
+        cluster,
+        protocol: protocol(cluster, head.version, wanted.is_some()),
+        outgoing: Outgoing { method: head.method, path, headers: head.headers, upgrade: checked.upgrade },
+        host_of_endpoint: forwarded.host == ForwardHost::OfEndpoint,
+        upload: Upload::new(body, exchange.meter.clone(), keep),
+    };
+    let mut clock = clock(&exchange, action);
+    match router::forward(&mut exchange, &mut clock, request).await {
+        Ok(answer) => respond_with(exchange, decision, answer, clock),
+        Err(refusal) => give_up(exchange, refusal),
+    }
+}
+
+/// An upgraded connection has to be an HTTP/1 connection on both sides.
+fn protocol(cluster: &Cluster, version: Version, upgrade: bool) -> Protocol {
+    match cluster.protocol {
+        UpstreamProtocol::Http1 => Protocol::Http1,
+        _ if upgrade => Protocol::Http1,
+        UpstreamProtocol::Http2 => Protocol::Http2,
+        UpstreamProtocol::Downstream if version == Version::HTTP_2 => Protocol::Http2,
+        UpstreamProtocol::Downstream => Protocol::Http1,
+    }
+}
+
+fn clock(exchange: &Exchange, action: &RouteAction) -> Clock {
+    let manager = &exchange.connection.manager;
+    let mut clock = Clock::new(exchange.meter.clone());
+    clock.route = action.timeout;
+    clock.idle = action.idle_timeout.unwrap_or(manager.stream_idle_timeout);
+    clock.request = manager.request_timeout;
+    clock
+}
+
+/// The agent's own answer to a request that no endpoint answered.
+fn give_up(exchange: Exchange, mut refusal: Refusal) -> Response<ResponseBody> {
+    let connection = exchange.connection.clone();
+    if connection.wire.is_broken() {
+        refusal = Refusal::protocol(StatusCode::BAD_REQUEST, "http1.codec_error", "Bad Request");
+        connection.note_refusal(&refusal);
+    } else if exchange.meter.has_failed() {
+        refusal = refusal.flagged(ResponseFlags::DOWNSTREAM_TERMINATION);
+        refusal.details = "downstream_remote_disconnect";
+    }
+    refuse(exchange, refusal)
+}
+
+fn respond_with(
+    mut exchange: Exchange,
+    decision: &Decision<'_>,
+    answer: Answer,
+    clock: Clock,
+) -> Response<ResponseBody> {
+    let Answer { response, ticket } = answer;
+    let (mut head, incoming) = response.into_parts();
+    let switching = head.status == StatusCode::SWITCHING_PROTOCOLS;
+    let upgrade = if switching { head.headers.get(header::UPGRADE).cloned() } else { None };
+    headers::sanitize_response(&mut head.headers);
+    let service_time_ms = exchange.record.upstream_service_time.unwrap_or_default().as_millis();
+    headers::sign_response(&mut head.headers, &exchange.connection.manager, service_time_ms);
+    decision.mutate_response(&mut head.headers);
+    head.version = Version::HTTP_11;
+    head.extensions.remove::<h2::ext::Protocol>();
+    exchange.note_status(head.status);
+    exchange.record.details = "via_upstream";
+    let body = if switching {
+        head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        if let Some(upgrade) = upgrade {
+            head.headers.insert(header::UPGRADE, upgrade);
+        }
+        let connection = exchange.connection.clone();
+        if let Some((upgraded, ticket)) = ticket.into_upgraded() {
+            connection.prepare_tunnel(Tunnel { exchange, upgraded, ticket, idle: clock.idle });
+        }
+        ResponseBody::none()
+    } else {
+        ResponseBody::streamed(exchange, incoming, clock, ticket)
+    };
+    Response::from_parts(head, body)
+}

@@ -1,0 +1,378 @@
+//! One try: a request sent to one endpoint, until the response's headers are there.
+//!
+//! Before: [`super::router`], which chose the endpoint. After: the response, with a [`Ticket`] that gives the connection
+//! back when the body is read. An error says what became of the request, so that the router can judge whether another try
+//! is safe; nothing is judged here.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::uri::{PathAndQuery, Scheme};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::cluster::Cluster;
+use crate::cluster::breaker::Permit;
+use crate::cluster::connect::{ConnectError, Upstream, connect};
+use crate::cluster::endpoint::Endpoint;
+use crate::worker::Worker;
+
+use super::meter::Meter;
+use super::pool::{Http1Connection, Pools, Protocol, Stream};
+use super::request_body::RequestBody;
+use super::upstream_io::{self, UpgradedIo};
+
+/// A request as it leaves the agent, for any number of tries.
+#[derive(Clone, Debug)]
+pub struct Outgoing {
+    /// The method.
+    pub method: Method,
+    /// The path, rewritten.
+    pub path: PathAndQuery,
+    /// End-to-end headers; `host` is the authority.
+    pub headers: HeaderMap,
+    /// The `upgrade` header, when the connection is to be handed over.
+    pub upgrade: Option<HeaderValue>,
+}
+
+/// What went wrong with a try.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailureKind {
+    /// The connection could not be opened.
+    ConnectFailed,
+    /// The connection was not open in time.
+    ConnectTimeout,
+    /// A circuit breaker refused.
+    Overflow,
+    /// The connection was gone before anything was sent.
+    NotSent,
+    /// The connection ended before the response's headers.
+    Terminated,
+    /// The endpoint reset the stream.
+    RemoteReset,
+    /// The endpoint says that it did not look at the request.
+    RefusedStream,
+    /// The endpoint does not speak the protocol.
+    Protocol,
+    /// The try took too long.
+    PerTryTimeout,
+    /// The request's own body failed.
+    Request,
+}
+
+/// Why a try came to nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// What went wrong.
+    pub kind: FailureKind,
+    /// On a connection that had served before, and that stayed silent: most likely the endpoint closed it just then.
+    pub stale: bool,
+}
+
+impl From<FailureKind> for Failure {
+    fn from(kind: FailureKind) -> Self {
+        Self { kind, stale: false }
+    }
+}
+
+/// A response's head, and what is needed to read and end it.
+pub struct Answer {
+    /// Head and body.
+    pub response: Response<Incoming>,
+    /// To be finished with the body.
+    pub ticket: Ticket,
+}
+
+enum Lease {
+    Http1(Box<Http1Connection>),
+    Http2 { _stream: Stream },
+}
+
+/// A request in flight to one endpoint: counted until it is dropped.
+pub struct Ticket {
+    pools: Pools,
+    cluster: Arc<Cluster>,
+    endpoint: Arc<Endpoint>,
+    lease: Option<Lease>,
+    began: Instant,
+    // Counts the request as in flight to the cluster.
+    _permit: Permit,
+}
+
+impl Ticket {
+    /// `None` when the circuit breaker refuses.
+    fn new(pools: &Pools, cluster: &Arc<Cluster>, endpoint: &Arc<Endpoint>) -> Option<Self> {
+        let permit = cluster.try_request()?;
+        cluster.stats.upstream_rq_total.inc();
+        endpoint.stats.rq_total.inc();
+        endpoint.stats.rq_active.inc();
+        Some(Self {
+            pools: pools.clone(),
+            cluster: cluster.clone(),
+            endpoint: endpoint.clone(),
+            lease: None,
+            began: Instant::now(),
+            _permit: permit,
+        })
+    }
+
+    /// The response was read to its end: the connection is free, unless the request is still being sent.
+    pub fn finish(mut self, request: &Meter) {
+        if let Some(Lease::Http1(connection)) = self.lease.take()
+            && request.has_arrived()
+        {
+            self.pools.put_http1(&self.cluster, &self.endpoint, *connection);
+        }
+    }
+
+    /// The response was cut off by the endpoint.
+    pub fn note_reset(&self) {
+        self.cluster.stats.upstream_rq_rx_reset.inc();
+        self.endpoint.stats.rq_error.inc();
+    }
+
+    /// The route's timeout passed.
+    pub fn note_timeout(&self) {
+        self.cluster.stats.upstream_rq_timeout.inc();
+        self.endpoint.stats.rq_timeout.inc();
+    }
+
+    /// The endpoint's connection after a 101.
+    pub fn into_upgraded(mut self) -> Option<(oneshot::Receiver<UpgradedIo>, Self)> {
+        match self.lease.take() {
+            Some(Lease::Http1(connection)) => Some((connection.upgraded, self)),
+            _ => None,
+        }
+    }
+
+    fn note_status(&self, status: StatusCode) {
+        let stats = &self.cluster.stats;
+        match status.as_u16() / 100 {
+            1 => stats.upstream_rq_1xx.inc(),
+            2 => stats.upstream_rq_2xx.inc(),
+            3 => stats.upstream_rq_3xx.inc(),
+            4 => stats.upstream_rq_4xx.inc(),
+            _ => stats.upstream_rq_5xx.inc(),
+        }
+        let error = status.is_server_error();
+        if error { &self.endpoint.stats.rq_error } else { &self.endpoint.stats.rq_success }.inc();
+    }
+
+    fn note_failure(&self, kind: FailureKind) {
+        self.endpoint.stats.rq_error.inc();
+        match kind {
+            FailureKind::Request | FailureKind::PerTryTimeout => self.cluster.stats.upstream_rq_tx_reset.inc(),
+            FailureKind::Terminated | FailureKind::RemoteReset | FailureKind::RefusedStream | FailureKind::Protocol => {
+                self.cluster.stats.upstream_rq_rx_reset.inc();
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.cluster.stats.upstream_rq_time.observe(self.began.elapsed());
+        self.endpoint.stats.rq_active.dec();
+    }
+}
+
+/// Sends `outgoing` to `endpoint`.
+///
+/// # Errors
+/// See [`FailureKind`].
+pub async fn send(
+    worker: &Worker,
+    cluster: &Arc<Cluster>,
+    endpoint: &Arc<Endpoint>,
+    protocol: Protocol,
+    outgoing: Outgoing,
+    body: RequestBody,
+) -> Result<Answer, Failure> {
+    let ticket = Ticket::new(&worker.pools, cluster, endpoint).ok_or(FailureKind::Overflow)?;
+    let sent = match protocol {
+        Protocol::Http1 => send_http1(worker, ticket, outgoing, body).await,
+        Protocol::Http2 => send_http2(worker, ticket, outgoing, body).await,
+    };
+    if let Ok(answer) = &sent {
+        answer.ticket.note_status(answer.response.status());
+    }
+    sent
+}
+
+async fn send_http1(
+    worker: &Worker,
+    mut ticket: Ticket,
+    outgoing: Outgoing,
+    body: RequestBody,
+) -> Result<Answer, Failure> {
+    let mut connection = match worker.pools.take_http1(&ticket.endpoint) {
+        Some(connection) => connection,
+        None => {
+            let upstream = open(worker, &ticket).await?;
+            upstream_io::http1(upstream, &ticket.cluster.stats).await.map_err(|_| FailureKind::NotSent)?
+        }
+    };
+    let reused = connection.served > 0;
+    connection.served += 1;
+    let silent_at = connection.traffic.received.get();
+    connection.traffic.upgrading.set(outgoing.upgrade.is_some());
+    let upgrade = outgoing.upgrade.is_some();
+    let sent = connection.sender.try_send_request(http1_request(outgoing, body)).await;
+    let silent = connection.traffic.received.get() == silent_at;
+    let result = sent.map_err(|mut error| match error.take_message() {
+        Some(_) => FailureKind::NotSent,
+        None => failure_kind(error.error()),
+    });
+    let response = result
+        .and_then(|response| if is_sound(&response, upgrade) { Ok(response) } else { Err(FailureKind::Protocol) });
+    match response {
+        Ok(response) => {
+            ticket.lease = Some(Lease::Http1(Box::new(connection)));
+            Ok(Answer { response, ticket })
+        }
+        Err(kind) => {
+            ticket.note_failure(kind);
+            Err(Failure { kind, stale: reused && silent })
+        }
+    }
+}
+
+async fn send_http2(
+    worker: &Worker,
+    mut ticket: Ticket,
+    outgoing: Outgoing,
+    body: RequestBody,
+) -> Result<Answer, Failure> {
+    let (stream, reused) = match worker.pools.take_http2(&ticket.cluster, &ticket.endpoint) {
+        Some(stream) => (stream, true),
+        None => open_http2(worker, &ticket).await?,
+    };
+    let silent_at = stream.0.traffic.received.get();
+    let request = http2_request(outgoing, body).ok_or(FailureKind::Request)?;
+    let sent = stream.0.sender.clone().try_send_request(request).await;
+    let silent = stream.0.traffic.received.get() == silent_at;
+    match sent {
+        Ok(response) => {
+            ticket.lease = Some(Lease::Http2 { _stream: stream });
+            Ok(Answer { response, ticket })
+        }
+        Err(mut error) => {
+            let kind = match error.take_message() {
+                Some(_) => FailureKind::NotSent,
+                None => failure_kind(error.error()),
+            };
+            ticket.note_failure(kind);
+            Err(Failure { kind, stale: reused && silent })
+        }
+    }
+}
+
+async fn open_http2(worker: &Worker, ticket: &Ticket) -> Result<(Stream, bool), Failure> {
+    let opening = worker.pools.opening(&ticket.cluster, &ticket.endpoint);
+    let _one_at_a_time = opening.lock().await;
+    if let Some(stream) = worker.pools.take_http2(&ticket.cluster, &ticket.endpoint) {
+        return Ok((stream, true));
+    }
+    let upstream = open(worker, ticket).await?;
+    let speaking = upstream_io::http2(upstream, &ticket.cluster.stats).await;
+    let connection = Rc::new(speaking.map_err(|_| FailureKind::Terminated)?);
+    worker.pools.share_http2(&ticket.cluster, &ticket.endpoint, &connection);
+    Ok((Stream::new(connection), false))
+}
+
+/// A new connection, if the circuit breaker lets the request wait for one.
+async fn open(worker: &Worker, ticket: &Ticket) -> Result<Upstream, Failure> {
+    let Ticket { cluster, endpoint, .. } = ticket;
+    let _pending = cluster.try_pending().ok_or(FailureKind::Overflow)?;
+    connect(worker, cluster, endpoint).await.map_err(|error| {
+        tracing::debug!(cluster = &*cluster.name, "{error}");
+        let kind = match error {
+            ConnectError::Failed { .. } => FailureKind::ConnectFailed,
+            ConnectError::Timeout { .. } => FailureKind::ConnectTimeout,
+            ConnectError::Overflow { .. } => FailureKind::Overflow,
+        };
+        ticket.note_failure(kind);
+        Failure::from(kind)
+    })
+}
+
+fn http1_request(outgoing: Outgoing, body: RequestBody) -> Request<RequestBody> {
+    let Outgoing { method, path, mut headers, upgrade } = outgoing;
+    if let Some(upgrade) = upgrade {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(header::UPGRADE, upgrade);
+    }
+    if !body.is_end_stream() && body.size_hint().exact().is_none() {
+        // hyper drops the body of a GET whose length it does not know, unless it is told.
+        headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+    let mut request = Request::new(body);
+    *request.method_mut() = method;
+    *request.uri_mut() = Uri::from(path);
+    *request.headers_mut() = headers;
+    request
+}
+
+/// `None` when the host cannot be an `:authority`.
+fn http2_request(outgoing: Outgoing, body: RequestBody) -> Option<Request<RequestBody>> {
+    let Outgoing { method, path, mut headers, .. } = outgoing;
+    let authority = headers.remove(header::HOST)?;
+    let mut parts = http::uri::Parts::default();
+    parts.scheme = Some(Scheme::HTTP);
+    parts.authority = authority.as_bytes().try_into().ok();
+    parts.path_and_query = Some(path);
+    let mut request = Request::new(body);
+    *request.method_mut() = method;
+    *request.uri_mut() = Uri::from_parts(parts).ok()?;
+    *request.version_mut() = http::Version::HTTP_2;
+    *request.headers_mut() = headers;
+    Some(request)
+}
+
+/// Whether an HTTP/1 response has one meaning only, and one that was asked for.
+fn is_sound(response: &Response<Incoming>, upgrade: bool) -> bool {
+    let headers = response.headers();
+    let ambiguous = headers.contains_key(header::TRANSFER_ENCODING) && headers.contains_key(header::CONTENT_LENGTH);
+    let unasked = response.status() == StatusCode::SWITCHING_PROTOCOLS && !upgrade;
+    !ambiguous && !unasked
+}
+
+/// With which code an HTTP/2 endpoint reset the stream, if it did.
+pub fn reset_reason(error: &hyper::Error) -> Option<h2::Reason> {
+    let error = http2_error(error)?;
+    if error.is_remote() && error.is_reset() { error.reason() } else { None }
+}
+
+fn http2_error(error: &hyper::Error) -> Option<&h2::Error> {
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref() {
+            return Some(error);
+        }
+        source = error.source();
+    }
+    None
+}
+
+fn failure_kind(error: &hyper::Error) -> FailureKind {
+    tracing::debug!(error = error as &dyn std::error::Error, "request to an endpoint failed");
+    if error.is_user() {
+        return FailureKind::Request;
+    }
+    if error.is_parse() {
+        return FailureKind::Protocol;
+    }
+    match http2_error(error) {
+        Some(error) if error.is_remote() && error.reason() == Some(h2::Reason::REFUSED_STREAM) => {
+            FailureKind::RefusedStream
+        }
+        Some(error) if error.is_remote() && error.is_reset() => FailureKind::RemoteReset,
+        Some(error) if error.is_io() || error.is_go_away() && error.is_remote() => FailureKind::Terminated,
+        Some(_) => FailureKind::Protocol,
+        None => FailureKind::Terminated,
+    }
+}

@@ -1,0 +1,5 @@
+//! The HTTP data path over real loopback sockets: bytes, records and statistics.
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod basics;
+mod support;
