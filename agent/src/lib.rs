@@ -5,6 +5,7 @@
 
 pub mod addr;
 pub mod cluster;
+pub mod config;
 pub mod drain;
 pub mod http;
 pub mod kernel;
