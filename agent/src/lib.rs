@@ -9,6 +9,7 @@ pub mod config;
 pub mod drain;
 pub mod http;
 pub mod kernel;
+pub mod lint;
 pub mod listener;
 pub mod snapshot;
 pub mod telemetry;

@@ -110,9 +110,9 @@ impl SourceType {
     /// The name by which the configuration calls it.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Any => "ANY",
-            Self::SameIpOrLoopback => "SAME_IP_OR_LOOPBACK",
-            Self::External => "EXTERNAL",
+            Self::Any => "any",
+            Self::SameIpOrLoopback => "same_ip_or_loopback",
+            Self::External => "external",
         }
     }
 

@@ -77,6 +77,7 @@ pub fn virtual_host(name: &str, domains: &[&str], routes: Vec<Route>) -> Virtual
 pub fn config(virtual_hosts: Vec<VirtualHost>) -> RouteConfig {
     RouteConfig {
         name: "table".into(),
+        field_path: "route_configs[0]".to_owned(),
         hosts: HostIndex::new(&virtual_hosts).expect("no conflict"),
         virtual_hosts,
         ignore_port_in_host_matching: false,

@@ -31,6 +31,8 @@ use crate::telemetry::stats::RouteStats;
 pub struct RouteConfig {
     /// Unique among the route configurations; inline ones are named after their listener.
     pub name: Arc<str>,
+    /// Where it is written: `route_configs[0]`, or below its listener when it is inline.
+    pub field_path: String,
     /// As configured; [`vhost`] knows in which order they are searched.
     pub virtual_hosts: Vec<VirtualHost>,
     /// Cuts `:port` off the host before virtual hosts are searched.

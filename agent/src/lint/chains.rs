@@ -1,0 +1,321 @@
+//! Filter chains that no connection gets, and connections that get no filter chain though one accepts them.
+//!
+//! Both are found by trying connections on the listener's own [`FilterChains`]: a trap is reported with a connection
+//! that fell into it. That a chain is unreachable is said only when all connections that could tell were tried.
+//!
+//! [`FilterChains`]: crate::listener::chain::FilterChains
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use ipnet::{IpNet, Ipv4Net};
+
+use super::reachable::{INSPECTED, Inspected, Sight, boundaries, unnamed_source_port};
+use super::{Finding, Kind};
+use crate::listener::Listener;
+use crate::listener::chain::trace::Criterion;
+use crate::listener::chain::{ChainMatch, ConnectionFacts, FilterChain, SourceType, TransportProtocol};
+use crate::listener::dispatch::Listeners;
+
+/// So many connections are tried for one question; without an answer until then, nothing is said.
+const MAX_TRIES: usize = 20_000;
+/// In messages, a client or destination that no chain cares about looks like this (RFC 5737, RFC 3849).
+const SOMEBODY: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1))];
+
+/// All findings about the filter chains of `listener`, which is written at `path`.
+pub(super) fn findings(path: &str, listeners: &Listeners, listener: &Listener) -> Vec<Finding> {
+    let lint = Lint { path, listeners, listener, sight: Sight::of(listeners, listener) };
+    let mut findings = Vec::new();
+    for (index, chain) in listener.chains.all().iter().enumerate() {
+        match lint.reach(index, chain) {
+            Reach::Never(reason) => findings.push(lint.unreachable(index, chain, &reason)),
+            Reach::Reached | Reach::Unknown => findings.extend(lint.trap(index, chain)),
+        }
+    }
+    findings
+}
+
+struct Lint<'a> {
+    path: &'a str,
+    listeners: &'a Listeners,
+    listener: &'a Listener,
+    sight: Sight<'a>,
+}
+
+/// Whether some connection gets a chain.
+enum Reach {
+    Reached,
+    /// With the reason.
+    Never(String),
+    Unknown,
+}
+
+impl Lint<'_> {
+    fn chains(&self) -> &[Arc<FilterChain>] {
+        self.listener.chains.all()
+    }
+
+    fn matches(&self) -> Vec<&ChainMatch> {
+        self.chains().iter().map(|chain| &chain.matches).collect()
+    }
+
+    fn chain_path(&self, index: usize) -> String {
+        format!("{}.filter_chains[{index}]", self.path)
+    }
+
+    fn reach(&self, index: usize, chain: &FilterChain) -> Reach {
+        if let Some(reason) = self.blind(&chain.matches) {
+            return Reach::Never(reason);
+        }
+        let mut accepted = None;
+        for (tried, facts) in self.connections(&chain.matches).enumerate() {
+            if tried >= MAX_TRIES {
+                return Reach::Unknown;
+            }
+            if !self.sight.may_arrive(facts.destination) {
+                continue;
+            }
+            if self.listener.chains.find(&facts).and_then(|found| found.index) == Some(index) {
+                return Reach::Reached;
+            }
+            if accepted.is_none() && chain.matches.accepts_all(&facts) {
+                accepted = Some(facts);
+            }
+        }
+        Reach::Never(match accepted {
+            None => "no connection that arrives here meets all of its criteria at once".to_owned(),
+            Some(facts) => match self.taken_from(index, &facts) {
+                Some((reason, other)) => format!("{reason} (filter chain '{}')", other.label()),
+                None => return Reach::Unknown,
+            },
+        })
+    }
+
+    /// What `matches` asks for and no listener filter finds out.
+    fn blind(&self, matches: &ChainMatch) -> Option<String> {
+        let Sight { tls_inspector, http_inspector, port, .. } = self.sight;
+        if !tls_inspector && !matches.server_names.is_empty() {
+            return Some("server_names needs tls_inspector among the listener_filters".to_owned());
+        }
+        if !tls_inspector && matches.transport_protocol == Some(TransportProtocol::Tls) {
+            return Some("transport_protocol tls needs tls_inspector among the listener_filters".to_owned());
+        }
+        let protocols = &matches.application_protocols;
+        if !protocols.is_empty() && !tls_inspector && !http_inspector {
+            return Some(
+                "application_protocols needs http_inspector (http/1.0, http/1.1, h2c) or tls_inspector (ALPN) among \
+                 the listener_filters"
+                    .to_owned(),
+            );
+        }
+        let alpn_possible = tls_inspector && matches.transport_protocol != Some(TransportProtocol::RawBuffer);
+        let inspected = http_inspector && protocols.iter().any(|own| INSPECTED.contains(&own.as_str()));
+        if !protocols.is_empty() && !alpn_possible && !inspected {
+            return Some(format!("of plain connections, {} is never found out", protocols.join(" or ")));
+        }
+        if !matches.server_names.is_empty() && matches.transport_protocol == Some(TransportProtocol::RawBuffer) {
+            return Some("a connection with transport_protocol raw_buffer has no server name".to_owned());
+        }
+        match (port, matches.destination_port) {
+            (Some(port), Some(wanted)) if port != wanted => {
+                Some(format!("it asks for destination_port {wanted}, and the listener's connections go to {port}"))
+            }
+            _ => None,
+        }
+    }
+
+    /// Connections that `matches` may accept: enough of them that one gets the chain if any does.
+    fn connections(&self, matches: &ChainMatch) -> impl Iterator<Item = ConnectionFacts> + use<'_> {
+        let others = self.matches();
+        let ports = self.sight.ports(matches.destination_port, &others);
+        let within =
+            |prefixes: &[IpNet], ip: &IpAddr| prefixes.is_empty() || prefixes.iter().any(|net| net.contains(ip));
+        let addresses: Vec<IpAddr> = SOMEBODY.into_iter().chain(self.addresses()).collect();
+        let destinations = self.sight.destinations(addresses.clone());
+        let destinations: Vec<_> = destinations.into_iter().filter(|ip| within(&matches.prefix_ranges, ip)).collect();
+        let mut clients = addresses;
+        clients.extend(&destinations);
+        clients
+            .retain(|ip| within(&matches.direct_source_prefix_ranges, ip) && within(&matches.source_prefix_ranges, ip));
+        let source_ports = match matches.source_ports.as_slice() {
+            [] => unnamed_source_port(&others).into_iter().collect(),
+            ports => ports.to_vec(),
+        };
+        product(ports, destinations, self.sight.inspected(matches, &others, &[]), clients, source_ports)
+    }
+
+    /// Addresses that tell the chains apart.
+    fn addresses(&self) -> Vec<IpAddr> {
+        let loopback = [
+            IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)),
+            IpNet::from(IpAddr::V6(Ipv6Addr::LOCALHOST)),
+        ];
+        let own = self.listeners.iter().map(|listener| IpNet::from(listener.address.ip().to_canonical()));
+        let of = |chain: &ChainMatch| {
+            let lists = [&chain.prefix_ranges, &chain.direct_source_prefix_ranges, &chain.source_prefix_ranges];
+            lists.into_iter().flatten().copied().collect::<Vec<_>>()
+        };
+        boundaries(self.matches().into_iter().flat_map(of).chain(loopback).chain(own))
+    }
+
+    fn unreachable(&self, index: usize, chain: &FilterChain, reason: &str) -> Finding {
+        Finding {
+            path: self.chain_path(index),
+            other: None,
+            message: format!(
+                "no connection gets filter chain '{}' of listener '{}': {reason}",
+                chain.label(),
+                self.listener.name
+            ),
+            kind: Kind::UnreachableFilterChain,
+        }
+    }
+
+    /// Why `facts`, which chain `index` accepts, was led elsewhere, and by which chain.
+    fn taken_from(&self, index: usize, facts: &ConnectionFacts) -> Option<(String, &Arc<FilterChain>)> {
+        let trace = self.listener.chains.trace(facts);
+        let lost = trace.lost.iter().find(|lost| lost.chain.index == Some(index))?;
+        let step = trace.steps.iter().find(|step| Some(step.criterion) == lost.criterion)?;
+        let culprit = self.chains().iter().find(|other| other.matches.is_in(step.criterion, &step.branch))?;
+        Some((lost.reason.clone(), culprit))
+    }
+
+    /// A connection that `chain` accepts, and that gets no chain because of a more specific one.
+    fn trap(&self, index: usize, chain: &FilterChain) -> Option<Finding> {
+        let mut tried = 0;
+        for (other_index, other) in self.chains().iter().enumerate() {
+            if other_index == index {
+                continue;
+            }
+            for facts in self.between(&chain.matches, &other.matches) {
+                tried += 1;
+                if tried > MAX_TRIES {
+                    return None;
+                }
+                if !self.sight.arrives(facts.destination) || !chain.matches.accepts_all(&facts) {
+                    continue;
+                }
+                let found = self.listener.chains.find(&facts);
+                if found.is_some_and(|found| found.index.is_some()) {
+                    continue;
+                }
+                let Some((reason, culprit)) = self.taken_from(index, &facts) else { continue };
+                return Some(self.trapped(index, &facts, &reason, culprit, found.is_some()));
+            }
+        }
+        None
+    }
+
+    /// Connections that `general` may accept and that go, as far as they can, where `special` leads.
+    fn between(&self, general: &ChainMatch, special: &ChainMatch) -> impl Iterator<Item = ConnectionFacts> + use<'_> {
+        let others = self.matches();
+        let mut ports = self.sight.ports(special.destination_port, &others);
+        ports.extend(self.sight.ports(general.destination_port, &others));
+        ports.dedup();
+        let mut destinations = SOMEBODY.to_vec();
+        destinations.extend(first_of(&special.prefix_ranges).chain(first_of(&general.prefix_ranges)));
+        let destinations = self.sight.destinations(destinations);
+        let mut clients = SOMEBODY.to_vec();
+        clients.extend([IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)]);
+        for chain in [special, general] {
+            clients.extend(first_of(&chain.direct_source_prefix_ranges).chain(first_of(&chain.source_prefix_ranges)));
+        }
+        let source_ports: Vec<_> = unnamed_source_port(&others)
+            .into_iter()
+            .chain(special.source_ports.first().copied())
+            .chain(general.source_ports.first().copied())
+            .collect();
+        let names: Vec<_> = special.server_names.iter().take(1).map(String::as_str).collect();
+        let mut inspected = self.sight.inspected(general, &others, &names);
+        let narrowed = ChainMatch { application_protocols: special.application_protocols.clone(), ..general.clone() };
+        inspected.extend(self.sight.inspected(&narrowed, &others, &names));
+        product(ports, destinations, inspected, clients, source_ports)
+    }
+
+    fn trapped(
+        &self,
+        index: usize,
+        facts: &ConnectionFacts,
+        reason: &str,
+        culprit: &FilterChain,
+        default: bool,
+    ) -> Finding {
+        let label = self.chains()[index].label();
+        let (kind, instead) = match default {
+            true => (Kind::FilterChainDefault, "the default filter chain"),
+            false => (Kind::FilterChainTrap, "no filter chain"),
+        };
+        let message = format!(
+            "filter chain '{label}' of listener '{}' accepts {}, but such a connection gets {instead}, because filter \
+             chain '{}' asks for something more specific ({reason})",
+            self.listener.name,
+            described(facts, &self.chains()[index].matches, &culprit.matches),
+            culprit.label(),
+        );
+        Finding {
+            path: self.chain_path(index),
+            other: culprit.index.map(|index| self.chain_path(index)),
+            message,
+            kind,
+        }
+    }
+}
+
+fn first_of(prefixes: &[IpNet]) -> impl Iterator<Item = IpAddr> {
+    prefixes.iter().take(1).map(|prefix| prefix.hosts().next().unwrap_or(prefix.network()))
+}
+
+fn product(
+    ports: Vec<u16>,
+    destinations: Vec<IpAddr>,
+    inspected: Vec<Inspected>,
+    clients: Vec<IpAddr>,
+    source_ports: Vec<u16>,
+) -> impl Iterator<Item = ConnectionFacts> {
+    let total = ports.len() * destinations.len() * inspected.len() * clients.len() * source_ports.len();
+    let all = (0..total).map(move |number| {
+        let mut number = number;
+        let mut place = |length: usize| {
+            let place = number % length;
+            number /= length;
+            place
+        };
+        let inspected = &inspected[place(inspected.len())];
+        let destination = SocketAddr::new(destinations[place(destinations.len())], ports[place(ports.len())]);
+        let client = SocketAddr::new(clients[place(clients.len())], source_ports[place(source_ports.len())]);
+        inspected.facts(destination, client)
+    });
+    all.filter(|facts| facts.destination.ip().is_ipv4() == facts.client.ip().is_ipv4())
+}
+
+/// What of `facts` the two chains care about, in words.
+fn described(facts: &ConnectionFacts, chain: &ChainMatch, other: &ChainMatch) -> String {
+    let asked = |criterion: Criterion| chain.wanted(criterion).is_some() || other.wanted(criterion).is_some();
+    let mut parts = vec![match facts.transport_protocol {
+        TransportProtocol::Tls => "a TLS connection".to_owned(),
+        TransportProtocol::RawBuffer => "a plaintext connection".to_owned(),
+    }];
+    if asked(Criterion::DestinationPort) {
+        parts.push(format!("to port {}", facts.destination.port()));
+    }
+    if asked(Criterion::PrefixRanges) {
+        parts.push(format!("to {}", facts.destination.ip()));
+    }
+    if let Some(name) = facts.server_name.as_ref().filter(|_| asked(Criterion::ServerNames)) {
+        parts.push(format!("with server name {name}"));
+    }
+    if asked(Criterion::ApplicationProtocols) {
+        parts.push(format!("with application protocols {}", facts.at(Criterion::ApplicationProtocols)));
+    }
+    if asked(Criterion::DirectSourcePrefixRanges) || asked(Criterion::SourcePrefixRanges) {
+        parts.push(format!("from {}", facts.client.ip()));
+    } else if asked(Criterion::SourceType) {
+        let local = SourceType::of(facts.client.ip(), facts.destination.ip()) == SourceType::SameIpOrLoopback;
+        parts.push(if local { "from this host" } else { "from another host" }.to_owned());
+    }
+    if asked(Criterion::SourcePorts) {
+        parts.push(format!("from port {}", facts.client.port()));
+    }
+    parts.join(" ")
+}

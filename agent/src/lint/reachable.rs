@@ -1,0 +1,196 @@
+//! Which connections a listener can see: what its address lets in, and what its listener filters can find out.
+//!
+//! After: [`super::chains`], which tries the connections made here on the listener's own filter chains.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use ipnet::IpNet;
+
+use crate::addr::{ClientAddr, OrigDstAddr};
+use crate::listener::chain::{ChainMatch, ConnectionFacts, TransportProtocol};
+use crate::listener::dispatch::Listeners;
+use crate::listener::{Binding, HandOff, Listener, ListenerFilter};
+
+/// What `http_inspector` can find.
+pub(super) const INSPECTED: [&str; 3] = ["http/1.0", "http/1.1", "h2c"];
+
+/// How far a listener can see.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sight<'a> {
+    listeners: &'a Listeners,
+    listener: &'a Listener,
+    /// The port of every connection; `None` when the listener takes any.
+    pub(super) port: Option<u16>,
+    /// The destination of every connection, where it is always the same one.
+    address: Option<IpAddr>,
+    /// Whether destinations of these families arrive.
+    v4: bool,
+    v6: bool,
+    pub(super) tls_inspector: bool,
+    pub(super) http_inspector: bool,
+}
+
+/// What the listener filters make of a connection.
+#[derive(Clone, Debug)]
+pub(super) struct Inspected {
+    transport: TransportProtocol,
+    server_name: Option<String>,
+    protocols: Vec<String>,
+}
+
+impl<'a> Sight<'a> {
+    pub(super) fn of(listeners: &'a Listeners, listener: &'a Listener) -> Self {
+        let has = |filter| listener.listener_filters.contains(&filter);
+        let (tls_inspector, http_inspector) = (has(ListenerFilter::TlsInspector), has(ListenerFilter::HttpInspector));
+        let everything =
+            Self { listeners, listener, port: None, address: None, v4: true, v6: true, tls_inspector, http_inspector };
+        // What no other listener takes stays at the one that accepted it, whatever its destination.
+        if listener.hand_off == HandOff::ByOriginalDst && matches!(listener.binding, Binding::Socket { .. }) {
+            return everything;
+        }
+        let ip = listener.address.ip();
+        // A socket on [::] takes IPv4 connections as well; a virtual listener is found by family.
+        let dual = ip.is_unspecified() && matches!(listener.binding, Binding::Socket { .. });
+        Self {
+            port: Some(listener.address.port()),
+            address: (!ip.is_unspecified()).then(|| ip.to_canonical()),
+            v4: ip.to_canonical().is_ipv4() || dual,
+            v6: ip.to_canonical().is_ipv6(),
+            ..everything
+        }
+    }
+
+    /// Whether no other listener takes every connection to `destination`.
+    pub(super) fn may_arrive(&self, destination: OrigDstAddr) -> bool {
+        // Connections from outside, which nobody redirected, arrive at a socket whatever other listeners there are.
+        let direct = self.listener.hand_off == HandOff::Stay && self.listener.binding != Binding::Virtual;
+        direct || self.arrives(destination)
+    }
+
+    /// Whether a connection to `destination` arrives here and nowhere else.
+    pub(super) fn arrives(&self, destination: OrigDstAddr) -> bool {
+        match self.listeners.find(destination) {
+            Some((found, _)) => found.name == self.listener.name,
+            None => self.listener.binding != Binding::Virtual,
+        }
+    }
+
+    /// Destination ports: `wanted`, or else one that neither `others` nor a listener names.
+    pub(super) fn ports(&self, wanted: Option<u16>, others: &[&ChainMatch]) -> Vec<u16> {
+        let unnamed = || {
+            let listens = |port| self.listeners.iter().any(|listener| listener.address.port() == port);
+            let named = |port| others.iter().any(|other| other.destination_port == Some(port));
+            (8080..=u16::MAX).find(|port| !listens(*port) && !named(*port)).into_iter().collect()
+        };
+        match (self.port, wanted) {
+            (Some(port), wanted) if wanted.is_none_or(|wanted| wanted == port) => vec![port],
+            (Some(_), _) => Vec::new(),
+            (None, Some(wanted)) => vec![wanted],
+            (None, None) => unnamed(),
+        }
+    }
+
+    /// Destinations that arrive, among `candidates`.
+    pub(super) fn destinations(&self, candidates: Vec<IpAddr>) -> Vec<IpAddr> {
+        let arrives = |ip: &IpAddr| if ip.is_ipv4() { self.v4 } else { self.v6 };
+        match self.address {
+            Some(address) => vec![address],
+            None => candidates.into_iter().filter(arrives).collect(),
+        }
+    }
+
+    /// What the listener filters can make of connections that `wanted` accepts. `names` are further server names to try.
+    pub(super) fn inspected(&self, wanted: &ChainMatch, others: &[&ChainMatch], names: &[&str]) -> Vec<Inspected> {
+        let mut all = Vec::new();
+        if wanted.transport_protocol != Some(TransportProtocol::Tls) && wanted.server_names.is_empty() {
+            let protocols =
+                |offer: &&str| self.http_inspector && wanted.application_protocols.iter().any(|own| own == *offer);
+            let offers = INSPECTED.iter().filter(|offer| protocols(offer)).map(|offer| vec![(*offer).to_owned()]);
+            let silent = wanted.application_protocols.is_empty().then(Vec::new);
+            let raw = |protocols| Inspected { transport: TransportProtocol::RawBuffer, server_name: None, protocols };
+            all.extend(offers.chain(silent).map(raw));
+        }
+        if self.tls_inspector && wanted.transport_protocol != Some(TransportProtocol::RawBuffer) {
+            let mut offers: Vec<Vec<String>> =
+                wanted.application_protocols.iter().map(|offer| vec![offer.clone()]).collect();
+            if offers.is_empty() {
+                offers.push(Vec::new());
+            }
+            let mut server_names: Vec<Option<String>> =
+                wanted.server_names.iter().map(|name| Some(an_instance(name, others))).collect();
+            if server_names.is_empty() {
+                server_names.push(None);
+            }
+            server_names.extend(names.iter().map(|name| Some(an_instance(name, others))));
+            for server_name in server_names {
+                let tls = |protocols: &Vec<String>| Inspected {
+                    transport: TransportProtocol::Tls,
+                    server_name: server_name.clone(),
+                    protocols: protocols.clone(),
+                };
+                all.extend(offers.iter().map(tls));
+            }
+        }
+        all
+    }
+}
+
+impl Inspected {
+    pub(super) fn facts(&self, destination: SocketAddr, client: SocketAddr) -> ConnectionFacts {
+        ConnectionFacts {
+            transport_protocol: self.transport,
+            server_name: self.server_name.clone(),
+            application_protocols: self.protocols.clone(),
+            ..ConnectionFacts::raw(OrigDstAddr::new(destination), ClientAddr::new(client))
+        }
+    }
+}
+
+/// The name itself, or one that the wildcard stands for and that none of `others` names.
+fn an_instance(name: &str, others: &[&ChainMatch]) -> String {
+    let Some(suffix) = name.strip_prefix('*') else { return name.to_owned() };
+    let named = |candidate: &str| {
+        let longer = |other: &str| match other.strip_prefix('*') {
+            Some(other) => candidate.ends_with(other) && other.len() > suffix.len(),
+            None => other == candidate,
+        };
+        others.iter().flat_map(|other| &other.server_names).any(|other| longer(other))
+    };
+    // One more than there are names, so that one of them is free.
+    let names: usize = others.iter().map(|other| other.server_names.len()).sum();
+    let mut candidates = (0..=names).map(|number| match number {
+        0 => format!("any{suffix}"),
+        _ => format!("any{number}{suffix}"),
+    });
+    candidates.find(|candidate| !named(candidate)).unwrap_or_else(|| format!("any{suffix}"))
+}
+
+/// A client port that none of `others` names.
+pub(super) fn unnamed_source_port(others: &[&ChainMatch]) -> Option<u16> {
+    (40_000..=u16::MAX).find(|port| others.iter().all(|other| !other.source_ports.contains(port)))
+}
+
+/// Addresses that tell all combinations of `prefixes` apart: where each begins, what follows its end, and the address
+/// after each of these.
+///
+/// A set of addresses that is made of such prefixes by union, intersection and difference contains one of these, or
+/// nothing; two of these, if it has two.
+pub(super) fn boundaries(prefixes: impl Iterator<Item = IpNet>) -> Vec<IpAddr> {
+    let mut all: Vec<IpAddr> = vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+    for prefix in prefixes {
+        all.push(prefix.network());
+        all.extend(next(prefix.broadcast()));
+    }
+    let second: Vec<IpAddr> = all.iter().filter_map(|first| next(*first)).collect();
+    all.extend(second);
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+fn next(address: IpAddr) -> Option<IpAddr> {
+    match address {
+        IpAddr::V4(address) => address.to_bits().checked_add(1).map(|next| Ipv4Addr::from_bits(next).into()),
+        IpAddr::V6(address) => address.to_bits().checked_add(1).map(|next| Ipv6Addr::from_bits(next).into()),
+    }
+}
