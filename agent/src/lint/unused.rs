@@ -96,7 +96,7 @@ pub(super) fn clusters(snapshot: &Snapshot) -> Vec<Finding> {
         }
     }
     let finding = |name: &std::sync::Arc<str>| Finding {
-        path: "clusters".to_owned(),
+        path: format!("clusters[\"{name}\"]"),
         other: None,
         message: format!("cluster '{name}' is used by no filter chain and no route"),
         kind: Kind::UnusedCluster,

@@ -224,6 +224,13 @@ impl FilterChains {
 }
 
 impl ChainConflict {
+    /// Label of the chain that has to change.
+    pub fn later(&self) -> &str {
+        match self {
+            Self::Duplicate { later, .. } | Self::Overlap { later, .. } => later,
+        }
+    }
+
     fn between(earlier: &FilterChain, later: &FilterChain) -> Self {
         let duplicate = earlier.matches == later.matches;
         let (earlier, later) = (earlier.label(), later.label());

@@ -7,7 +7,7 @@ use super::{Resolver, http, limit};
 use crate::cluster::ClusterSpecifier;
 use crate::config::diagnostic::Path;
 use crate::config::raw::listener as raw;
-use crate::listener::chain::{ChainConflict, ChainMatch, FilterChain, FilterChains, TransportProtocol};
+use crate::listener::chain::{ChainMatch, FilterChain, FilterChains, TransportProtocol};
 use crate::listener::dispatch::{ListenerConflict, Listeners};
 use crate::listener::{
     Binding, HandOff, Listener, ListenerFilter, NetworkFilter, OnFiltersTimeout, ReusePort, TcpProxy,
@@ -171,7 +171,7 @@ fn chains(resolver: &mut Resolver<'_>, raw: &raw::Listener, path: &Path<'_>) -> 
         Ok(chains) => Some(chains),
         Err(conflicts) => {
             for conflict in conflicts {
-                let ChainConflict::Duplicate { later, .. } = &conflict;
+                let later = conflict.later();
                 let index = labels.iter().rposition(|label| label == later).unwrap_or_default();
                 resolver.error(&list.index(index), conflict.to_string());
             }

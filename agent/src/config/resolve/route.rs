@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Resolver, action, headers, matches};
 use crate::config::diagnostic::Path;
 use crate::config::raw::route as raw;
-use crate::http::route::vhost::{DomainConflict, HostIndex};
+use crate::http::route::vhost::HostIndex;
 use crate::http::route::{Action, Route, RouteConfig, VirtualHost};
 
 /// Resolves `route_configs` into `resolver.route_configs`.
@@ -62,6 +62,7 @@ fn route_config(
     unique?;
     Some(RouteConfig {
         name: name.clone(),
+        field_path: path.to_string(),
         hosts: hosts?,
         virtual_hosts,
         ignore_port_in_host_matching: raw.ignore_port_in_host_matching,
@@ -89,8 +90,8 @@ fn host_index(resolver: &mut Resolver<'_>, hosts: &[VirtualHost], path: &Path<'_
         Err(conflicts) => conflicts,
     };
     for conflict in conflicts {
-        let DomainConflict::Duplicate { domain, later, .. } = &conflict;
-        let claims = |host: &VirtualHost| host.name == *later && host.domains.contains(domain);
+        let (domain, later) = (conflict.domain(), conflict.later());
+        let claims = |host: &VirtualHost| &*host.name == later && host.domains.iter().any(|own| own == domain);
         let host = hosts.iter().rposition(claims).unwrap_or_default();
         let place = hosts.get(host).and_then(|host| host.domains.iter().rposition(|other| other == domain));
         let (host, field) = (path.index(host), "domains");

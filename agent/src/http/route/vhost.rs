@@ -71,6 +71,23 @@ pub enum DomainConflict {
     },
 }
 
+impl DomainConflict {
+    /// The domain, lower-cased.
+    pub fn domain(&self) -> &str {
+        match self {
+            Self::Duplicate { domain, .. } => domain,
+            Self::SecondWildcard { .. } => "*",
+        }
+    }
+
+    /// The virtual host that has to change.
+    pub fn later(&self) -> &str {
+        match self {
+            Self::Duplicate { later, .. } | Self::SecondWildcard { later, .. } => later,
+        }
+    }
+}
+
 /// The domain by which a virtual host was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FoundBy {
