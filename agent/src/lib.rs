@@ -7,6 +7,7 @@ pub mod addr;
 pub mod cluster;
 pub mod config;
 pub mod drain;
+pub mod explain;
 pub mod http;
 pub mod kernel;
 pub mod lint;

@@ -2,17 +2,17 @@
 //!
 //! Before: the filter chain match. After: an endpoint of the cluster that the route named.
 
-mod check;
+pub(crate) mod check;
 mod chunk;
 pub mod connection;
 mod exchange;
 mod gate;
 mod head;
-mod headers;
+pub(crate) mod headers;
 mod meter;
 mod path;
 pub mod pool;
-mod refusal;
+pub(crate) mod refusal;
 mod reply;
 mod request_body;
 mod response_body;

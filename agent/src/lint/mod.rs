@@ -6,6 +6,8 @@
 mod chains;
 mod reachable;
 mod shadow;
+#[cfg(test)]
+mod tests;
 mod unused;
 mod values;
 

@@ -168,6 +168,7 @@ pub fn manager(mut routes: Vec<Route>) -> HttpConnectionManager {
         stat_prefix: "test".into(),
         route_config: Arc::new(RouteConfig {
             name: "rc".into(),
+            field_path: "route_configs[0]".to_owned(),
             hosts: HostIndex::new(&virtual_hosts).expect("no conflict"),
             virtual_hosts,
             ignore_port_in_host_matching: false,

@@ -1,0 +1,104 @@
+//! The endpoint that the balancer would choose first.
+
+use crate::addr::{EndpointAddr, OrigDstAddr};
+use crate::cluster::balance::{Schedule, pick};
+use crate::cluster::{Cluster, Discovery, LbPolicy, WeightedClusters};
+use crate::listener::Binding;
+use crate::listener::dispatch::FoundBy;
+use crate::snapshot::Snapshot;
+
+/// An endpoint, as far as it is known before anything is sent.
+#[derive(Clone, Debug)]
+pub(super) struct Choice {
+    pub(super) address: Option<EndpointAddr>,
+    /// What `host_rewrite: auto` makes of it.
+    pub(super) hostname: Option<String>,
+    pub(super) text: String,
+}
+
+/// The first choice among the endpoints of `cluster`.
+///
+/// # Errors
+/// Why there is none.
+pub(super) fn choose(
+    snapshot: &Snapshot,
+    cluster: &Cluster,
+    destination: Option<OrigDstAddr>,
+    random: u64,
+) -> Result<Choice, String> {
+    match &cluster.discovery {
+        Discovery::OriginalDst => at_destination(snapshot, destination),
+        Discovery::StrictDns { names, .. } if cluster.endpoints.load().all().is_empty() => {
+            let names: Vec<_> = names.iter().map(|name| format!("{}:{}", name.host, name.port)).collect();
+            let text = format!("one of the addresses of {}, which are looked up when the agent runs", names.join(", "));
+            Ok(Choice { address: None, hostname: None, text })
+        }
+        Discovery::Static | Discovery::StrictDns { .. } => balanced(cluster, random),
+    }
+}
+
+fn at_destination(snapshot: &Snapshot, destination: Option<OrigDstAddr>) -> Result<Choice, String> {
+    let Some(destination) = destination else {
+        let text = "the address that the client dials: --dst IP:PORT says which".to_owned();
+        return Ok(Choice { address: None, hostname: None, text });
+    };
+    match snapshot.listeners.find(destination) {
+        Some((listener, FoundBy::Exact)) if listener.binding != Binding::Virtual => Err(format!(
+            "{destination} is the agent's own listener '{}', connecting to it would be a loop",
+            listener.name
+        )),
+        _ => Ok(Choice {
+            address: Some(EndpointAddr::new(destination.socket())),
+            hostname: None,
+            text: format!("{destination}, the original destination"),
+        }),
+    }
+}
+
+fn balanced(cluster: &Cluster, random: u64) -> Result<Choice, String> {
+    let set = cluster.endpoints.load();
+    let mut schedule = Schedule::starting_at(0);
+    schedule.follow(&set);
+    let Some(endpoint) = pick(cluster.lb_policy, &set, &mut schedule, [random, random], &[]) else {
+        let (all, usable) = (set.all().len(), set.usable().len());
+        return Err(format!("{usable} of the {all} endpoints of cluster {} take traffic", cluster.name));
+    };
+    let of = set.usable().len();
+    let how = match cluster.lb_policy {
+        _ if of == 1 => "the only one".to_owned(),
+        LbPolicy::RoundRobin => format!("the first of {of} in turn"),
+        LbPolicy::LeastRequest => format!("the least busy of two drawn from {of}; none is busy yet"),
+        LbPolicy::Random => format!("drawn from {of} with --random {random}"),
+    };
+    Ok(Choice {
+        address: Some(endpoint.address),
+        hostname: endpoint.hostname.as_ref().map(ToString::to_string),
+        text: format!("{}, {how}", endpoint.address),
+    })
+}
+
+/// A cluster in one line.
+pub(super) fn described(cluster: &Cluster) -> String {
+    let policy = match cluster.lb_policy {
+        LbPolicy::RoundRobin => "round_robin",
+        LbPolicy::LeastRequest => "least_request",
+        LbPolicy::Random => "random",
+    };
+    match cluster.discovery {
+        Discovery::OriginalDst => format!("{} (original_dst)", cluster.name),
+        Discovery::Static => format!("{} (static, {policy})", cluster.name),
+        Discovery::StrictDns { .. } => format!("{} (strict_dns, {policy})", cluster.name),
+    }
+}
+
+/// How the weights led to a cluster.
+pub(super) fn weights(weighted: &WeightedClusters, random: u64) -> Vec<String> {
+    let total: u64 = weighted.entries().iter().map(|(_, weight)| u64::from(*weight)).sum();
+    let shares = weighted.entries().iter().map(|(cluster, weight)| format!("{} {weight}", cluster.name));
+    let shares: Vec<_> = shares.collect();
+    vec![format!(
+        "weights {} of {total}: --random {random} draws {}",
+        shares.join(", "),
+        random.checked_rem(total).unwrap_or_default()
+    )]
+}

@@ -1,0 +1,171 @@
+//! What the agent would do with a connection and a request, and why: the data path's own code, observed, nothing sent.
+//!
+//! Before: a [`Question`] from the command line. After: the JSON or the text of `waylay explain`. The way is that of a
+//! connection: [`connection`] as far as the filter chain, [`request`] through the route table, [`endpoint`] in the
+//! cluster.
+
+mod connection;
+mod endpoint;
+mod question;
+mod request;
+#[cfg(test)]
+mod tests;
+mod text;
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::cluster::{Cluster, ClusterSpecifier};
+use crate::listener::{NetworkFilter, TcpProxy};
+use crate::snapshot::Snapshot;
+use crate::telemetry::flags::ResponseFlags;
+
+pub use question::{Question, QuestionError, Url};
+
+use connection::Arrived;
+use endpoint::Choice;
+use text::Section;
+
+/// The answer. What does not apply is null.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Explanation {
+    /// The listener that serves the connection.
+    pub listener: Option<String>,
+    /// Its filter chain: name or index or `default`.
+    pub filter_chain: Option<String>,
+    /// The virtual host that serves the request.
+    pub virtual_host: Option<String>,
+    /// All of its rows, in order.
+    pub routes: Vec<Row>,
+    /// The index of the row that matched.
+    pub route: Option<usize>,
+    /// What becomes of the request.
+    pub action: Action,
+    /// Where it goes.
+    pub cluster: Option<String>,
+    /// The endpoint that would be the first choice.
+    pub endpoint: Option<String>,
+    /// The status, where the agent answers by itself.
+    pub status: Option<u16>,
+    /// Where a redirect leads to.
+    pub location: Option<String>,
+    /// The request as it would be sent on.
+    pub upstream: Option<Upstream>,
+    /// The flags that the access record would have; null when there are none.
+    pub response_flags: Option<String>,
+    /// The way, for people.
+    #[serde(skip)]
+    sections: Vec<Section>,
+}
+
+/// One row of the virtual host.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Row {
+    /// Its place.
+    pub index: usize,
+    /// Its configured name.
+    pub name: Option<String>,
+    /// Whether it is the one.
+    pub matched: bool,
+    /// Why, or why not.
+    pub reason: String,
+}
+
+/// What becomes of a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// It goes to a cluster.
+    Route,
+    /// It is answered with another location.
+    Redirect,
+    /// The route table answers it.
+    DirectResponse,
+    /// There is no route for it, or the connection carries no requests that the agent sees.
+    #[default]
+    None,
+}
+
+/// A request as it would be sent to the endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Upstream {
+    /// Method.
+    pub method: String,
+    /// Path with query.
+    pub path: String,
+    /// Host.
+    pub host: String,
+    /// The other headers.
+    pub headers: BTreeMap<String, Vec<String>>,
+}
+
+/// Answers `question` with the code of the data path.
+pub fn explain(snapshot: &Snapshot, question: &Question) -> Explanation {
+    let mut answer = Explanation::default();
+    let Some(arrived) = connection::arrive(snapshot, question, &mut answer) else { return answer };
+    match &arrived.chain.filter {
+        NetworkFilter::Tcp(proxy) => answer.tcp(snapshot, question, &arrived, proxy),
+        NetworkFilter::Http(manager) => request::explain(snapshot, question, &arrived, manager, &mut answer),
+    }
+    answer
+}
+
+impl Explanation {
+    /// For people: the way of the connection, with the reason for every turn.
+    pub fn text(&self) -> String {
+        text::render(&self.sections)
+    }
+
+    fn section(&mut self, title: &'static str, line: impl Into<String>) -> &mut Section {
+        self.sections.push(Section { title, line: line.into(), details: Vec::new() });
+        let last = self.sections.len() - 1;
+        &mut self.sections[last]
+    }
+
+    fn flag(&mut self, flags: ResponseFlags) {
+        self.response_flags = (!flags.is_empty()).then(|| flags.to_string());
+    }
+
+    /// Bytes, both ways.
+    fn tcp(&mut self, snapshot: &Snapshot, question: &Question, arrived: &Arrived<'_>, proxy: &TcpProxy) {
+        let cluster = match &proxy.cluster {
+            ClusterSpecifier::Cluster(cluster) => Some(cluster),
+            ClusterSpecifier::Weighted(weighted) => Some(weighted.pick(question.random)),
+            ClusterSpecifier::Header(_) => None,
+        };
+        let what = if question.is_tls() { "bytes, encrypted" } else { "bytes" };
+        let section = self.section("tcp proxy", format!("{what}, both ways: no requests are seen"));
+        if let ClusterSpecifier::Weighted(weighted) = &proxy.cluster {
+            section.details.extend(endpoint::weights(weighted, question.random));
+        }
+        match cluster {
+            Some(cluster) => drop(self.choose(snapshot, cluster, question, arrived)),
+            None => self.flag(ResponseFlags::NO_CLUSTER),
+        }
+    }
+
+    /// Goes on to an endpoint of `cluster`; `None` when there is none to be had.
+    fn choose(
+        &mut self,
+        snapshot: &Snapshot,
+        cluster: &Cluster,
+        question: &Question,
+        arrived: &Arrived<'_>,
+    ) -> Option<Choice> {
+        self.cluster = Some(cluster.name.to_string());
+        self.section("cluster", endpoint::described(cluster));
+        match endpoint::choose(snapshot, cluster, arrived.destination, question.random) {
+            Ok(choice) => {
+                self.endpoint = choice.address.map(|address| address.to_string());
+                self.section("endpoint", choice.text.clone());
+                Some(choice)
+            }
+            Err(reason) => {
+                self.flag(ResponseFlags::NO_HEALTHY_UPSTREAM);
+                self.section("endpoint", format!("none: {reason} (flag UH)"));
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! Answers, from configurations as people write them.
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::config::{Source, load};
+use crate::snapshot::Runtime;
+
+const SHOP: &str = r#"
+listeners:
+  - name: virtualOutbound
+    address: 127.0.0.1:15001
+    use_original_dst: true
+    default_filter_chain: {tcp_proxy: {cluster: passthrough}}
+  - name: 0.0.0.0_8080
+    address: 0.0.0.0:8080
+    bind_to_port: false
+    listener_filters: [tls_inspector, http_inspector]
+    filter_chains:
+      - match: {transport_protocol: tls, server_names: [api.example.com]}
+        tcp_proxy: {cluster: passthrough}
+      - match: {application_protocols: [http/1.1, h2c]}
+        http: {route_config: "8080"}
+    default_filter_chain: {tcp_proxy: {cluster: passthrough}}
+  - name: closed
+    address: 10.0.0.9:9000
+    bind_to_port: false
+    filter_chains:
+      - match: {prefix_ranges: [10.9.9.9/32]}
+        tcp_proxy: {cluster: passthrough}
+  - name: web
+    address: 10.0.0.9:80
+    bind_to_port: false
+    listener_filters: [tls_inspector]
+    default_filter_chain: {http: {route_config: web}}
+route_configs:
+  - name: "8080"
+    virtual_hosts:
+      - name: shop
+        domains: ["*"]
+        routes:
+          - {name: canary, match: {prefix: /, headers: [{name: x-canary, exact: "true"}]}, route: {cluster: checkout-v2}}
+          - {match: {prefix: /checkout, methods: [GET, POST]}, route: {cluster: checkout-v1}}
+          - {match: {prefix: /}, route: {cluster: default-svc}}
+  - name: web
+    virtual_hosts:
+      - name: web
+        domains: [web.example, "10.0.0.9"]
+        request_headers_to_add: [{name: x-added, value: "1"}]
+        routes:
+          - {match: {prefix: /old/}, redirect: {host_redirect: new.example, response_code: 302}}
+          - {match: {path: /hello}, direct_response: {status: 200, body: hi}}
+          - {match: {prefix: /rewrite/}, route: {cluster: checkout-v1, prefix_rewrite: /, host_rewrite_literal: h}}
+          - {match: {prefix: /split}, route: {weighted_clusters: [{name: checkout-v1, weight: 9}, {name: checkout-v2, weight: 1}]}}
+          - {match: {prefix: /by-header}, route: {cluster_header: x-cluster}}
+          - {match: {prefix: /empty}, route: {cluster: empty}}
+clusters:
+  - {name: passthrough, type: original_dst}
+  - {name: checkout-v1, type: static, endpoints: [127.0.0.1:9001, 127.0.0.1:9002]}
+  - {name: checkout-v2, type: static, endpoints: [127.0.0.1:9003]}
+  - {name: default-svc, type: static, endpoints: [127.0.0.1:9004]}
+  - {name: empty, type: static, endpoints: []}
+"#;
+
+fn snapshot() -> Snapshot {
+    let source = Source::Inline { name: "shop.yaml".to_owned(), text: SHOP.to_owned() };
+    load(&source, &Runtime::default(), 1).unwrap_or_else(|errors| panic!("{errors}")).snapshot
+}
+
+fn ask(url: &str) -> Question {
+    Question::new(url.parse().expect(url))
+}
+
+fn to(url: &str, dst: &str) -> Question {
+    Question { dst: Some(dst.parse().expect(dst)), ..ask(url) }
+}
+
+fn with(mut question: Question, name: &'static str, value: &'static str) -> Question {
+    question.headers.append(name, http::HeaderValue::from_static(value));
+    question
+}
+
+/// The answer's JSON has the `expected` fields.
+#[track_caller]
+fn check(question: &Question, expected: Value) {
+    let answer = explain(&snapshot(), question);
+    let json = serde_json::to_value(&answer).expect("json");
+    for (field, value) in expected.as_object().expect("object") {
+        assert_eq!(&json[field], value, "{field} of {}", answer.text());
+    }
+}
+
+#[test]
+fn the_json_has_every_field_and_null_for_what_does_not_apply() {
+    let question = Question { method: http::Method::PUT, ..ask("http://10.0.0.1:8080/checkout/cart") };
+    let json = serde_json::to_value(explain(&snapshot(), &question)).expect("json");
+    let expected = json!({
+        "listener": "0.0.0.0_8080", "filter_chain": "1", "virtual_host": "shop",
+        "routes": [
+            {"index": 0, "name": "canary", "matched": false, "reason": "header x-canary is absent, wants \"true\""},
+            {"index": 1, "name": null, "matched": false, "reason": "method PUT is not one of GET, POST"},
+            {"index": 2, "name": null, "matched": true, "reason": "path /checkout/cart begins with /"},
+        ],
+        "route": 2, "action": "route", "cluster": "default-svc", "endpoint": "127.0.0.1:9004",
+        "status": null, "location": null,
+        "upstream": {"method": "PUT", "path": "/checkout/cart", "host": "10.0.0.1:8080", "headers": json["upstream"]["headers"]},
+        "response_flags": null,
+    });
+    assert_eq!(json, expected);
+    let fields: Vec<_> = json.as_object().expect("object").keys().cloned().collect();
+    assert_eq!(fields[..5], ["listener", "filter_chain", "virtual_host", "routes", "route"]);
+}
+
+#[test]
+fn rows_below_the_match_are_not_reached() {
+    let question = with(ask("http://10.0.0.1:8080/checkout"), "x-canary", "true");
+    let answer = explain(&snapshot(), &question);
+    assert_eq!((answer.route, answer.endpoint.as_deref()), (Some(0), Some("127.0.0.1:9003")));
+    assert!(answer.routes[1..].iter().all(|row| !row.matched && row.reason == "not reached"));
+}
+
+#[test]
+fn a_connection_goes_by_what_the_listener_filters_can_see() {
+    let sni = |name: &str| Question { sni: Some(name.to_owned()), ..ask("https://10.0.0.1:8080/") };
+    let offers = |question: Question, offer: &str| Question { alpn: vec![offer.to_owned()], ..question };
+    let tcp = |chain: &str| {
+        json!({"filter_chain": chain, "action": "none", "cluster": "passthrough", "routes": [],
+        "endpoint": "10.0.0.1:8080", "status": null, "response_flags": null})
+    };
+    check(&sni("API.example.com"), tcp("0"));
+    check(&sni("other.example.com"), tcp("default"));
+    check(&offers(ask("http://10.0.0.1:8080/checkout"), "h2c"), json!({"filter_chain": "1", "route": 1}));
+    // ALPN says http/1.1, the bytes are TLS: the agent sees no request.
+    check(
+        &offers(sni("other.example.com"), "http/1.1"),
+        json!({"filter_chain": "1", "action": "none", "routes": [], "response_flags": "DPE"}),
+    );
+}
+
+#[test]
+fn the_destination_finds_the_listener() {
+    let passthrough = json!({"listener": "virtualOutbound", "filter_chain": "default", "endpoint": "10.1.1.1:81"});
+    check(&ask("http://10.1.1.1:81/"), passthrough);
+    check(&ask("http://10.0.0.9:8080/"), json!({"listener": "0.0.0.0_8080"}));
+    check(&ask("http://shop.example:8080/"), json!({"listener": "0.0.0.0_8080", "route": 2}));
+    check(&ask("http://web.example/hello"), json!({"listener": "web", "virtual_host": "web"}));
+    check(
+        &ask("http://unknown.example:4444/"),
+        json!({"listener": "virtualOutbound", "endpoint": null, "cluster": "passthrough"}),
+    );
+    check(&to("http://shop.example/", "10.7.7.7:8080"), json!({"listener": "0.0.0.0_8080"}));
+    check(&to("/checkout", "10.7.7.7:8080"), json!({"route": 1, "virtual_host": "shop"}));
+    check(
+        &ask("http://10.0.0.9:9000/"),
+        json!({"listener": "closed", "filter_chain": null, "response_flags": "NR", "action": "none", "cluster": null}),
+    );
+    check(&ask("http://127.0.0.1:15001/"), json!({"cluster": "passthrough", "endpoint": null, "response_flags": "UH"}));
+}
+
+#[test]
+fn answers_of_the_agents_own_have_a_status() {
+    let at = |path: &str| with(to(path, "10.0.0.9:80"), "host", "web.example");
+    check(
+        &at("/old/x?y"),
+        json!({"action": "redirect", "status": 302, "location": "http://new.example/old/x?y", "cluster": null}),
+    );
+    check(&at("/hello"), json!({"action": "direct_response", "status": 200, "route": 1, "upstream": null}));
+    check(&at("/none"), json!({"action": "none", "status": 404, "response_flags": "NR", "route": null}));
+    check(
+        &with(to("/hello", "10.0.0.9:80"), "host", "other.example"),
+        json!({"virtual_host": null, "routes": [], "status": 404, "response_flags": "NR"}),
+    );
+    check(&at("/by-header"), json!({"action": "route", "cluster": null, "status": 503, "response_flags": "NC"}));
+    check(&with(at("/by-header"), "x-cluster", "checkout-v2"), json!({"cluster": "checkout-v2", "status": null}));
+    check(&at("/empty"), json!({"cluster": "empty", "endpoint": null, "status": 503, "response_flags": "UH"}));
+    check(&Question { tls: true, ..at("/hello") }, json!({"action": "none", "status": null, "response_flags": "DPE"}));
+}
+
+#[test]
+fn the_request_is_shown_as_it_would_be_sent() {
+    let question = with(with(to("/rewrite/x?q", "10.0.0.9:80"), "host", "web.example"), "connection", "keep-alive");
+    let upstream = explain(&snapshot(), &question).upstream.expect("upstream");
+    assert_eq!((upstream.path.as_str(), upstream.host.as_str()), ("/x?q", "h"));
+    for (name, value) in [("x-added", "1"), ("x-envoy-original-path", "/rewrite/x?q"), ("x-forwarded-proto", "http")] {
+        assert_eq!(upstream.headers[name], [value], "{name}");
+    }
+    assert!(!upstream.headers.contains_key("connection") && !upstream.headers.contains_key("host"));
+}
+
+#[test]
+fn the_random_number_draws_among_weights() {
+    for (random, cluster) in [(0, "checkout-v1"), (8, "checkout-v1"), (9, "checkout-v2"), (10, "checkout-v1")] {
+        let question = with(to("/split", "10.0.0.9:80"), "host", "web.example");
+        check(&Question { random, ..question }, json!({"cluster": cluster}));
+    }
+}
+
+#[test]
+fn the_text_tells_the_whole_way() {
+    let text = explain(&snapshot(), &ask("http://10.0.0.1:8080/checkout/cart")).text();
+    for line in [
+        "connection    to 10.0.0.1:8080 from 127.0.0.1, plain",
+        "listener      0.0.0.0_8080 (0.0.0.0:8080), found by the wildcard address with this port",
+        "                tls_inspector, http_inspector: raw_buffer, http/1.1",
+        "filter chain  1 (http)",
+        "                not 0 (tcp_proxy): server_names: wants api.example.com, the connection has none",
+        "virtual host  shop, by domain *",
+        "rows             0  canary: header x-canary is absent, wants \"true\"",
+        "              => 1  path /checkout/cart begins with /checkout, method is GET",
+        "                 2  not reached",
+        "action        route to cluster checkout-v1",
+        "endpoint      127.0.0.1:9001, the first of 2 in turn",
+        "sent on       GET /checkout/cart",
+    ] {
+        assert!(text.lines().any(|own| own == line), "{line:?} in\n{text}");
+    }
+    assert!(text.lines().all(|line| line.trim_end() == line));
+}

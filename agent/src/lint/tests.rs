@@ -1,0 +1,201 @@
+//! Findings about whole configurations, as people write them.
+
+use super::*;
+use crate::config::{Source, load};
+use crate::snapshot::Runtime;
+
+const CLUSTERS: &str = "clusters: [{name: c, type: original_dst}]";
+
+fn findings(text: &str) -> Vec<Finding> {
+    let source = Source::Inline { name: "test.yaml".to_owned(), text: text.to_owned() };
+    let loaded = load(&source, &Runtime::default(), 1).unwrap_or_else(|errors| panic!("{errors}"));
+    let findings = lint(&loaded.snapshot);
+    for finding in &findings {
+        assert!(loaded.positions.of(&finding.path).is_some(), "{} has a place in the file", finding.path);
+    }
+    findings
+}
+
+/// The findings about a virtual listener on port 8080 with these filters and chains.
+fn of_chains(filters: &str, chains: &str) -> Vec<Finding> {
+    findings(&format!(
+        "{CLUSTERS}
+listeners:
+  - {{name: out, address: 127.0.0.1:15001, use_original_dst: true, default_filter_chain: {{tcp_proxy: {{cluster: c}}}}}}
+  - name: l
+    address: 0.0.0.0:8080
+    bind_to_port: false
+    listener_filters: [{filters}]
+    filter_chains:
+{chains}"
+    ))
+}
+
+fn chain(matches: &str) -> String {
+    format!("      - {{match: {{{matches}}}, tcp_proxy: {{cluster: c}}}}\n")
+}
+
+#[track_caller]
+fn check(filters: &str, chains: &[&str], expected: &[(&str, Kind, &str)]) {
+    let chains: String = chains.iter().map(|matches| chain(matches)).collect();
+    let found = of_chains(filters, &chains);
+    assert_eq!(found.len(), expected.len(), "{found:#?}");
+    for (finding, (path, kind, message)) in found.iter().zip(expected) {
+        assert_eq!((finding.path.as_str(), finding.kind), (*path, *kind), "{finding:#?}");
+        assert!(finding.message.contains(message), "{message:?} in {}", finding.message);
+    }
+}
+
+const FIRST: &str = "listeners[1].filter_chains[0]";
+const SECOND: &str = "listeners[1].filter_chains[1]";
+
+#[test]
+fn a_connection_that_a_more_specific_chain_takes_away_is_a_trap() {
+    check(
+        "tls_inspector",
+        &["destination_port: 8080, transport_protocol: tls", ""],
+        // Every connection of this listener goes to port 8080.
+        &[(SECOND, Kind::UnreachableFilterChain, "the more specific 8080 was entered")],
+    );
+    check(
+        "tls_inspector",
+        &["prefix_ranges: [10.0.0.0/8], transport_protocol: tls", ""],
+        &[(
+            SECOND,
+            Kind::FilterChainTrap,
+            "a plaintext connection to 10.0.0.1, but such a connection gets no filter chain",
+        )],
+    );
+    check(
+        "tls_inspector",
+        &["server_names: [a.example], source_ports: [7]", "transport_protocol: tls"],
+        &[(SECOND, Kind::FilterChainTrap, "with server name a.example")],
+    );
+}
+
+#[test]
+fn a_trap_at_the_listener_that_accepts_names_the_port() {
+    let found = findings(&format!(
+        "{CLUSTERS}
+listeners:
+  - name: out
+    address: 127.0.0.1:15001
+    use_original_dst: true
+    listener_filters: [tls_inspector]
+    filter_chains:
+      - {{match: {{destination_port: 80, transport_protocol: tls}}, tcp_proxy: {{cluster: c}}}}
+      - {{tcp_proxy: {{cluster: c}}}}
+"
+    ));
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert_eq!(found[0].other.as_deref(), Some("listeners[0].filter_chains[0]"));
+    assert_eq!(
+        found[0].message,
+        "filter chain '1' of listener 'out' accepts a plaintext connection to port 80, but such a connection gets no \
+         filter chain, because filter chain '0' asks for something more specific (destination_port: the more specific \
+         80 was entered, and there is no way back)"
+    );
+}
+
+#[test]
+fn a_chain_that_asks_for_what_no_listener_filter_finds_out_is_unreachable() {
+    let never = Kind::UnreachableFilterChain;
+    check("", &["server_names: [a.example]"], &[(FIRST, never, "server_names needs tls_inspector")]);
+    check("http_inspector", &["transport_protocol: tls"], &[(FIRST, never, "needs tls_inspector")]);
+    check("", &["application_protocols: [http/1.1]"], &[(FIRST, never, "application_protocols needs http_inspector")]);
+    check("http_inspector", &["application_protocols: [h2]"], &[(FIRST, never, "h2 is never found out")]);
+    check("tls_inspector", &["destination_port: 9090"], &[(FIRST, never, "go to 8080")]);
+    check(
+        "tls_inspector",
+        &["server_names: [a.example], transport_protocol: raw_buffer"],
+        &[(FIRST, never, "has no server name")],
+    );
+    check(
+        "tls_inspector",
+        &["source_type: external, source_prefix_ranges: [127.0.0.0/8]"],
+        &[(FIRST, never, "meets all of its criteria at once")],
+    );
+    check(
+        "",
+        &["source_type: same_ip_or_loopback", "source_type: external", ""],
+        &[("listeners[1].filter_chains[2]", never, "source_type: the more specific")],
+    );
+}
+
+#[test]
+fn ordinary_chains_raise_no_finding() {
+    check("tls_inspector, http_inspector", &["transport_protocol: tls", "application_protocols: [http/1.1, h2c]"], &[]);
+    check(
+        "tls_inspector",
+        &["server_names: [a.example]", "server_names: ['*.example']", "transport_protocol: tls"],
+        &[],
+    );
+    check("", &["prefix_ranges: [10.0.0.0/24]", "prefix_ranges: [10.0.0.0/8]", ""], &[]);
+    check("tls_inspector", &["application_protocols: [h2]", "application_protocols: [http/1.1]", ""], &[]);
+    check(
+        "",
+        &["source_type: external, source_prefix_ranges: [10.0.0.1/32], prefix_ranges: [10.0.0.1/32, 10.0.0.2/32]"],
+        &[],
+    );
+}
+
+#[test]
+fn rows_and_virtual_hosts_that_nothing_reaches_are_found_where_they_are_written() {
+    let found = findings(&format!(
+        "{CLUSTERS}
+listeners:
+  - name: l
+    address: 127.0.0.1:15001
+    use_original_dst: true
+    default_filter_chain:
+      http:
+        route_config:
+          ignore_port_in_host_matching: true
+          virtual_hosts:
+            - {{name: port, domains: ['shop.example:8080'], routes: [{{match: {{prefix: /}}, route: {{cluster: c}}}}]}}
+            - name: shop
+              domains: ['*']
+              routes:
+                - {{match: {{prefix: /}}, route: {{cluster: c}}}}
+                - {{name: late, match: {{path: /checkout, methods: [GET]}}, route: {{cluster: c}}}}
+"
+    ));
+    let hosts = "listeners[0].default_filter_chain.http.route_config.virtual_hosts";
+    assert_eq!(found.len(), 2, "{found:#?}");
+    assert_eq!((found[0].path.clone(), found[0].kind), (format!("{hosts}[0]"), Kind::UnreachableVirtualHost));
+    assert_eq!((found[1].path.clone(), found[1].kind), (format!("{hosts}[1].routes[1]"), Kind::ShadowedRoute));
+    assert_eq!(found[1].message, "row 1 'late' (path /checkout, methods GET) is shadowed by row 0 (prefix /)");
+}
+
+#[test]
+fn what_nothing_leads_to_is_found() {
+    let found = findings(
+        "listeners:
+  - {name: v, address: 10.0.0.1:80, bind_to_port: false, default_filter_chain: {tcp_proxy: {cluster: used}}}
+route_configs:
+  - {name: r, virtual_hosts: [{name: h, domains: ['*'], routes: [{match: {prefix: /}, route: {cluster: used}}]}]}
+clusters: [{name: used, type: original_dst}, {name: spare, type: original_dst}]
+",
+    );
+    let kinds: Vec<_> = found.iter().map(|finding| (finding.path.as_str(), finding.kind)).collect();
+    let expected = [
+        ("listeners[0]", Kind::UnreachableListener),
+        ("route_configs[0]", Kind::UnusedRouteConfig),
+        ("clusters[\"spare\"]", Kind::UnusedCluster),
+    ];
+    assert_eq!(kinds, expected);
+    assert_eq!(found[0].kind.severity(), Severity::Warning);
+    assert_eq!(found[2].kind.severity(), Severity::Info);
+}
+
+#[test]
+fn the_examples_raise_no_warning_but_the_one_that_shows_a_shadow() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/examples");
+    for entry in std::fs::read_dir(folder).expect("examples") {
+        let path = entry.expect("entry").path();
+        let found = findings(&std::fs::read_to_string(&path).expect("example"));
+        let warnings = found.iter().filter(|finding| finding.kind.severity() == Severity::Warning).count();
+        let shows_a_shadow = path.ends_with("ordering-wildcard.yaml") || path.ends_with("ordering-prefix.yaml");
+        assert!(warnings == 0 || shows_a_shadow, "{}: {found:#?}", path.display());
+    }
+}
