@@ -140,12 +140,20 @@ pub struct Report {
     warnings: Vec<Diagnostic>,
     omitted: usize,
     decoding: usize,
+    missing: Vec<String>,
 }
 
 impl Report {
     /// Nothing is wrong with `file` so far.
     pub fn new(file: &str) -> Self {
-        Self { file: file.to_owned(), errors: Vec::new(), warnings: Vec::new(), omitted: 0, decoding: 0 }
+        Self {
+            file: file.to_owned(),
+            errors: Vec::new(),
+            warnings: Vec::new(),
+            omitted: 0,
+            decoding: 0,
+            missing: Vec::new(),
+        }
     }
 
     /// Adds a problem.
@@ -166,6 +174,13 @@ impl Report {
         }
     }
 
+    /// Notes that the field at `path` is missing, when its absence is said already in other words.
+    pub fn missing(&mut self, path: &impl ToString) {
+        if self.missing.len() < MAX_DIAGNOSTICS {
+            self.missing.push(path.to_string());
+        }
+    }
+
     /// What is wrong so far was found while values were decoded, what comes now while they are resolved.
     pub fn decoding_done(&mut self) {
         self.decoding = self.errors.len();
@@ -174,19 +189,28 @@ impl Report {
     /// Whether a value at `path`, within it or around it, could not be decoded: what would be said about it now may
     /// only follow from that.
     pub fn is_undecoded(&self, path: &str) -> bool {
-        let undecoded = &self.errors[..self.decoding];
-        undecoded.iter().any(|error| is_within(&error.path, path) || is_within(path, &error.path))
+        self.undecoded().any(|undecoded| is_within(undecoded, path) || is_within(path, undecoded))
     }
 
     /// Whether `field` of an element of `list`, or all of it, could not be decoded.
     pub fn is_undecoded_field(&self, list: &str, field: &str) -> bool {
-        self.errors[..self.decoding].iter().any(|error| {
-            error.path.is_empty()
-                || error.path.strip_prefix(list).is_some_and(|rest| {
+        self.undecoded().any(|undecoded| {
+            undecoded.is_empty()
+                || undecoded.strip_prefix(list).is_some_and(|rest| {
                     let within = rest.split_once(']').map_or("", |(_, within)| within);
                     within.is_empty() || within.strip_prefix('.') == Some(field)
                 })
         })
+    }
+
+    fn undecoded(&self) -> impl Iterator<Item = &str> {
+        let errors = self.errors[..self.decoding].iter().map(|error| error.path.as_str());
+        errors.chain(self.missing.iter().map(String::as_str))
+    }
+
+    /// Whether so much is wrong that further problems are only counted, and looking for what was meant is in vain.
+    pub fn is_full(&self) -> bool {
+        self.errors.len() >= MAX_DIAGNOSTICS
     }
 
     /// Whether anything is wrong.

@@ -10,9 +10,11 @@ mod positions;
 mod random;
 mod raw;
 mod record;
+mod reference;
 mod resolve;
 mod suggest;
 mod value;
+pub mod watch;
 mod write;
 mod yaml;
 
@@ -29,6 +31,7 @@ use crate::snapshot::{Origin, Runtime, Snapshot};
 
 pub use diagnostic::{ConfigErrors, Diagnostic, Position};
 pub use positions::Positions;
+pub use reference::reference;
 
 use diagnostic::{Path, Report};
 use value::Value as _;

@@ -1,18 +1,22 @@
 //! Finds the place of a field path in the file, for messages about a configuration that is already resolved.
 
 use super::diagnostic::Position;
+use super::record::FieldInfo;
+use super::reference::records;
 use super::yaml::{Kind, Node};
 
 /// Where every value of one configuration stands.
 #[derive(Clone, Debug)]
 pub struct Positions {
     root: Node,
+    aliases: Vec<&'static FieldInfo>,
 }
 
 impl Positions {
     /// Of the configuration parsed into `root`.
     pub(super) fn new(root: Node) -> Self {
-        Self { root }
+        let fields = records().into_iter().flat_map(|record| record.fields);
+        Self { root, aliases: fields.filter(|field| !field.aliases.is_empty()).collect() }
     }
 
     /// The place of the value at `field_path`, such as `route_configs[0].virtual_hosts[0].routes[2]`. Elements may
@@ -36,27 +40,33 @@ impl Positions {
         let mut node = &self.root;
         let mut rest = field_path;
         while !rest.is_empty() {
-            let (next, left) = step(node, rest)?;
+            let (next, left) = self.step(node, rest)?;
             (node, rest) = (next, left);
         }
         Some(node)
     }
-}
 
-/// Follows the first step of `path`; returns what is left of it.
-fn step<'n, 'p>(node: &'n Node, path: &'p str) -> Option<(&'n Node, &'p str)> {
-    if let Some(quoted) = path.strip_prefix("[\"") {
-        let (name, rest) = quoted.split_once("\"]")?;
-        return Some((named(node, name)?, rest));
+    /// Follows the first step of `path`; returns what is left of it.
+    fn step<'n, 'p>(&self, node: &'n Node, path: &'p str) -> Option<(&'n Node, &'p str)> {
+        if let Some(quoted) = path.strip_prefix("[\"") {
+            let (name, rest) = quoted.split_once("\"]")?;
+            return Some((named(node, name)?, rest));
+        }
+        if let Some(index) = path.strip_prefix('[') {
+            let (index, rest) = index.split_once(']')?;
+            let Kind::List(items) = &node.kind else { return None };
+            return Some((items.get(index.parse::<usize>().ok()?)?, rest));
+        }
+        let path = path.strip_prefix('.').unwrap_or(path);
+        let (name, rest) = path.split_at(path.find(['.', '[']).unwrap_or(path.len()));
+        Some((field(node, name).or_else(|| self.aliased(node, name))?, rest))
     }
-    if let Some(index) = path.strip_prefix('[') {
-        let (index, rest) = index.split_once(']')?;
-        let Kind::List(items) = &node.kind else { return None };
-        return Some((items.get(index.parse::<usize>().ok()?)?, rest));
+
+    /// The field `name` under another name that it may have.
+    fn aliased<'n>(&self, node: &'n Node, name: &str) -> Option<&'n Node> {
+        let known = self.aliases.iter().filter(|field| field.name == name);
+        known.flat_map(|known| known.aliases).find_map(|alias| field(node, alias))
     }
-    let path = path.strip_prefix('.').unwrap_or(path);
-    let (name, rest) = path.split_at(path.find(['.', '[']).unwrap_or(path.len()));
-    Some((field(node, name)?, rest))
 }
 
 fn field<'n>(node: &'n Node, name: &str) -> Option<&'n Node> {

@@ -110,10 +110,12 @@ macro_rules! record {
             }
 
             fn encode(&self) -> $crate::config::yaml::Node {
-                let mut entries = Vec::new();
-                $($crate::config::record::field_write!(
-                    entries, $crate::config::record::field_key!($field $($key)?), &self.$field, $mode
-                );)*
+                let entries = [
+                    $($crate::config::record::field_write!(
+                        $crate::config::record::field_key!($field $($key)?), &self.$field, $mode
+                    ),)*
+                ];
+                let entries = entries.into_iter().flatten().collect();
                 $crate::config::yaml::Node::made($crate::config::yaml::Kind::Mapping(entries))
             }
 
@@ -175,11 +177,11 @@ macro_rules! field_read {
 }
 
 macro_rules! field_write {
-    ($entries:ident, $key:expr, $value:expr, optional) => {
-        $entries.extend($value.as_ref().map(|value| $crate::config::record::entry($key, value)))
+    ($key:expr, $value:expr, optional) => {
+        $value.as_ref().map(|value| $crate::config::record::entry($key, value))
     };
-    ($entries:ident, $key:expr, $value:expr, $mode:ident) => {
-        $entries.push($crate::config::record::entry($key, $value))
+    ($key:expr, $value:expr, $mode:ident) => {
+        Some($crate::config::record::entry($key, $value))
     };
 }
 
@@ -279,6 +281,8 @@ pub(super) struct Fields<'n, 'r> {
     position: Position,
     path: Path<'n>,
     report: &'r mut Report,
+    /// Fields that unknown ones were probably meant to be.
+    meant: Vec<&'static str>,
 }
 
 /// A field that is given, under the name that the record has for it.
@@ -300,8 +304,13 @@ impl<'n, 'r> Fields<'n, 'r> {
                 return None;
             }
         };
-        let mut fields =
-            Self { entries: Vec::with_capacity(given.len()), position: node.position, path: *path, report };
+        let mut fields = Self {
+            entries: Vec::with_capacity(given.len()),
+            position: node.position,
+            path: *path,
+            report,
+            meant: Vec::new(),
+        };
         for entry in given {
             fields.add(entry, record);
         }
@@ -312,7 +321,11 @@ impl<'n, 'r> Fields<'n, 'r> {
         let key = entry.key.as_str();
         let known = record.fields.iter().find(|field| field.name == key || field.aliases.contains(&key));
         let message = match known {
-            None => unknown(key, record),
+            None => {
+                let (meant, message) = unknown(key, record);
+                self.meant.extend(meant);
+                message
+            }
             Some(field) => match self.entries.iter().find(|earlier| earlier.name == field.name) {
                 None => return self.entries.push(Given { name: field.name, entry }),
                 Some(earlier) if earlier.entry.key == key => {
@@ -330,8 +343,13 @@ impl<'n, 'r> Fields<'n, 'r> {
     /// A field that has to be there.
     pub(super) fn required<T: Value>(&mut self, name: &'static str) -> T {
         self.optional(name).unwrap_or_else(|| {
-            let message = format!("the field `{name}` is missing (expected {})", T::type_name());
-            self.report.error(&self.path.field(name), self.position, message);
+            if self.meant.contains(&name) {
+                self.report.missing(&self.path.field(name));
+            } else {
+                let expected = if T::type_name().starts_with('[') { "a mapping".to_owned() } else { T::type_name() };
+                let message = format!("the field `{name}` is missing (expected {expected})");
+                self.report.error(&self.path.field(name), self.position, message);
+            }
             T::placeholder()
         })
     }
@@ -346,16 +364,17 @@ impl<'n, 'r> Fields<'n, 'r> {
     }
 }
 
-fn unknown(key: &str, record: &RecordInfo) -> String {
+/// The field that was probably meant by the unknown `key`, and what to say about it.
+fn unknown(key: &str, record: &RecordInfo) -> (Option<&'static str>, String) {
     if let Some(instead) = suggest::instead_of(key) {
-        return format!("unknown field `{key}`: {instead}");
+        return (None, format!("unknown field `{key}`: {instead}"));
     }
     let names = record.fields.iter().flat_map(|field| std::iter::once(field.name).chain(field.aliases.iter().copied()));
     match suggest::closest(key, names) {
-        Some(meant) => format!("unknown field `{key}`: did you mean `{meant}`?"),
+        Some(meant) => (Some(meant), format!("unknown field `{key}`: did you mean `{meant}`?")),
         None => {
             let known = record.fields.iter().map(|field| field.name).collect::<Vec<_>>().join(", ");
-            format!("unknown field `{key}`: {} has {known}", record.name)
+            (None, format!("unknown field `{key}`: {} has {known}", record.name))
         }
     }
 }

@@ -17,7 +17,7 @@ record! {
         outbound: Outbound, default(Outbound::placeholder());
         /// What connects meet while the agent hangs or is dead: they pass by it, or they are refused.
         on_agent_loss: OnAgentLoss, default(OnAgentLoss::Allow);
-        /// How many handshakes may be under way at once, 1 to 1048576. More than that pass by the agent, counted.
+        /// How many handshakes may be under way at once, 1 to 1048576. Connections beyond that are refused, counted.
         handover_entries: u32, default(65_536);
     }
 

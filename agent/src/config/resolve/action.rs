@@ -21,7 +21,6 @@ use crate::http::route::{
 const BASE_INTERVAL: Duration = Duration::from_millis(25);
 
 /// Resolves `route`. `template` is the row's path template; `None` when the row's match is wrong itself.
-#[expect(clippy::option_option, reason = "a wrong match, one without a template and one with it are three cases")]
 pub fn forward(
     resolver: &mut Resolver<'_>,
     raw: &raw::RouteAction,
@@ -74,7 +73,6 @@ fn cluster(resolver: &mut Resolver<'_>, raw: &raw::RouteAction, path: &Path<'_>)
     cluster?.or(weighted?).or(header?)
 }
 
-#[expect(clippy::option_option, reason = "wrong, absent and there are three cases")]
 fn path_rewrite(
     resolver: &mut Resolver<'_>,
     raw: &raw::RouteAction,
@@ -134,7 +132,6 @@ fn substitution(text: &str, groups: usize) -> Result<String, String> {
     Ok(out)
 }
 
-#[expect(clippy::option_option, reason = "wrong, absent and there are three cases")]
 fn host_rewrite(resolver: &mut Resolver<'_>, raw: &raw::RouteAction, path: &Path<'_>) -> Option<Option<HostRewrite>> {
     let choices = [
         ("host_rewrite_literal", raw.host_rewrite_literal.is_some()),

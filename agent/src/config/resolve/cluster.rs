@@ -14,6 +14,7 @@ use crate::cluster::{CircuitBreakers, Cluster, Discovery, DnsName, HealthCheck, 
 use crate::config::diagnostic::Path;
 use crate::config::raw::cluster as raw;
 use crate::config::raw::{Hex, OrText};
+use crate::config::value::Scalar;
 
 /// Resolves all clusters into `resolver.clusters`.
 pub fn clusters(resolver: &mut Resolver<'_>, clusters: &[raw::Cluster], path: &Path<'_>) {
@@ -90,6 +91,9 @@ fn discovery(
     name: &Arc<str>,
     path: &Path<'_>,
 ) -> Option<(Discovery, Vec<WeightedEndpoint>)> {
+    if resolver.report.is_undecoded(&path.field("type").to_string()) {
+        return None;
+    }
     let endpoints = path.field("endpoints");
     let dns_only = only_for_strict_dns(resolver, raw, path);
     match raw.kind {
@@ -170,7 +174,7 @@ fn static_address(resolver: &mut Resolver<'_>, raw: &raw::Endpoint, path: &Path<
             Ok(_) => format!(
                 "`{text}` is a name, and the endpoints of a static cluster are IP addresses: did you mean `type: strict_dns`?"
             ),
-            Err(_) => format!("expected IP:PORT such as 127.0.0.1:8080 or [::1]:8080, found `{text}`"),
+            Err(_) => <SocketAddr as Scalar>::parse(text).err().unwrap_or_default(),
         },
     };
     resolver.error(path, message);

@@ -14,7 +14,6 @@ use crate::snapshot::Intercept;
 const MAX_HANDOVER_ENTRIES: u32 = 1 << 20;
 
 /// Resolves `intercept`; it is implied by a listener to which the kernel can redirect.
-#[expect(clippy::option_option, reason = "wrong, absent and there are three cases")]
 pub fn intercept(resolver: &mut Resolver<'_>, config: &Config) -> Option<Option<Intercept>> {
     let path = Path::ROOT.field("intercept");
     let target = config.listeners.iter().any(|listener| listener.bind_to_port && listener.use_original_dst);

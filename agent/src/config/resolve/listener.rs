@@ -28,11 +28,17 @@ pub fn listeners(resolver: &mut Resolver<'_>, listeners: &[raw::Listener], path:
 /// Checks that no two listeners have one name or address. It looks at what is written, since a listener that is wrong
 /// otherwise may still be in conflict with another; the words are the model's.
 fn unique(resolver: &mut Resolver<'_>, listeners: &[raw::Listener], path: &Path<'_>) -> Option<()> {
+    let list = *path;
+    // One whose address could not be decoded stands at a placeholder, which is in no conflict.
+    let unknown: Vec<bool> = (0..listeners.len())
+        .map(|index| resolver.report.is_undecoded(&list.index(index).field("address").to_string()))
+        .collect();
+    let earlier = |index: usize| (0..index).filter(|earlier| !unknown[*earlier]).map(|earlier| &listeners[earlier]);
     let mut ok = Some(());
     for (index, later) in listeners.iter().enumerate() {
         let path = path.index(index);
         let name: Arc<str> = Arc::from(later.name.as_str());
-        let earlier = &listeners[..index];
+        let earlier: Vec<_> = earlier(index).collect();
         if let Some(existing) = earlier.iter().find(|earlier| earlier.address == later.address) {
             let existing = Arc::from(existing.name.as_str());
             let conflict = ListenerConflict::Address { name: name.clone(), address: later.address, existing };

@@ -204,7 +204,6 @@ struct Texts<'a> {
 
 impl Texts<'_> {
     /// `Some(None)` when there is no condition on text; `others` are the conditions that exclude one.
-    #[expect(clippy::option_option, reason = "wrong, absent and there are three cases")]
     fn resolve(
         &self,
         resolver: &mut Resolver<'_>,

@@ -121,7 +121,6 @@ impl Resolver<'_> {
     }
 
     /// Resolves what may be absent; `None` when it is there and wrong.
-    #[expect(clippy::option_option, reason = "wrong, absent and there are three cases")]
     fn maybe<R, T>(
         &mut self,
         item: Option<&R>,
@@ -145,7 +144,9 @@ impl Resolver<'_> {
     fn at_most_one(&mut self, path: &Path<'_>, choices: &[(&str, bool)]) -> Option<()> {
         let given: Vec<_> = choices.iter().filter(|(_, given)| *given).map(|(name, _)| format!("`{name}`")).collect();
         if given.len() > 1 {
-            self.error(path, format!("{} exclude each other: keep one of them", given.join(" and ")));
+            // Both are there: this follows from no other problem.
+            let message = format!("{} exclude each other: keep one of them", given.join(" and "));
+            self.report.error(path, self.positions.nearest(&path.to_string()), message);
             return None;
         }
         Some(())
@@ -181,7 +182,10 @@ impl Resolver<'_> {
         }
         // While the names of some clusters are not known, this may be one of them.
         if !self.report.is_undecoded_field("clusters", "name") {
-            let meant = suggest::did_you_mean(name, self.clusters.all.keys().map(|name| &**name));
+            let meant = match self.report.is_full() {
+                true => String::new(),
+                false => suggest::did_you_mean(name, self.clusters.all.keys().map(|name| &**name)),
+            };
             self.error(path, format!("there is no cluster `{name}`{meant}"));
         }
         None

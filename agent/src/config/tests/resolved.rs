@@ -1,0 +1,222 @@
+//! What good configurations become: defaults, short forms, names.
+
+use std::time::Duration;
+
+use super::check;
+use crate::cluster::{CircuitBreakers, ClusterSpecifier, Discovery, HealthCheckKind, LbPolicy, UpstreamProtocol};
+use crate::http::route::{
+    Action, AppendAction, HeaderValueMatch, HostRewrite, PathMatch, PathRewrite, QueryValueMatch, RetryOn, Route,
+    StringMatchKind,
+};
+use crate::kernel::OnAgentLoss;
+use crate::listener::{Binding, HandOff, NetworkFilter, OnFiltersTimeout, ReusePort};
+use crate::snapshot::Snapshot;
+
+fn snapshot(text: &str) -> Snapshot {
+    check(text).unwrap_or_else(|errors| panic!("{errors}")).snapshot
+}
+
+/// The row `text` of the only virtual host, after what else a file needs.
+fn row(text: &str) -> Route {
+    let mut snapshot = snapshot(&format!(
+        "clusters: [{{name: c, endpoints: [127.0.0.1:1]}}]\nroute_configs:\n  - name: t\n    virtual_hosts: [{{name: h, domains: [\"*\"], routes: [{text}]}}]\n"
+    ));
+    let config = snapshot.route_configs.remove("t").expect("the table");
+    let mut config = std::sync::Arc::into_inner(config).expect("the only one");
+    config.virtual_hosts.remove(0).routes.remove(0)
+}
+
+fn forwarded(fields: &str) -> crate::http::route::RouteAction {
+    match row(&format!("{{match: {{prefix: /}}, route: {{cluster: c, {fields}}}}}")).action {
+        Action::Route(action) => *action,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_is_not_given_gets_its_default() {
+    let snapshot = snapshot(
+        "listeners: [{name: v, address: 127.0.0.1:15001, use_original_dst: true, default_filter_chain: {tcp_proxy: {cluster: c}}}]\nclusters: [{name: c, endpoints: [127.0.0.1:1]}]\n",
+    );
+    let intercept = snapshot.intercept.as_ref().expect("implied by the listener");
+    assert_eq!(intercept.cgroup.to_str(), Some("/"));
+    assert_eq!((intercept.on_agent_loss, intercept.handover_entries), (OnAgentLoss::Allow, 65_536));
+    assert!(intercept.policy.include.is_empty() && intercept.policy.exclude.is_empty());
+    assert_eq!(snapshot.admin.prometheus, "127.0.0.1:15090".parse().ok());
+    assert_eq!(snapshot.admin.readiness, "127.0.0.1:15021".parse().ok());
+    assert_eq!(snapshot.access_log.len(), 1);
+    assert_eq!(snapshot.drain_timeout, Duration::from_secs(30));
+    let listener = snapshot.listeners.named("v").expect("the listener");
+    assert_eq!(listener.binding, Binding::Socket { reuse_port: ReusePort::PerWorker, backlog: 4096 });
+    assert_eq!(listener.hand_off, HandOff::ByOriginalDst);
+    assert_eq!(listener.listener_filters_timeout, Some(Duration::from_secs(5)));
+    assert_eq!(listener.on_filters_timeout, OnFiltersTimeout::Continue);
+    let cluster = &snapshot.clusters["c"];
+    assert_eq!((cluster.discovery.clone(), cluster.lb_policy), (Discovery::Static, LbPolicy::RoundRobin));
+    assert_eq!(
+        (cluster.connect_timeout, cluster.idle_timeout),
+        (Duration::from_secs(5), Some(Duration::from_secs(3600)))
+    );
+    assert_eq!((cluster.protocol, cluster.circuit_breakers), (UpstreamProtocol::Http1, CircuitBreakers::default()));
+    assert_eq!(cluster.endpoints.load().all()[0].weight, 1);
+    match &listener.chains.default_chain().expect("the default chain").filter {
+        NetworkFilter::Tcp(tcp) => {
+            assert_eq!((tcp.idle_timeout, tcp.max_connect_attempts), (Some(Duration::from_secs(3600)), 1))
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn nothing_is_intercepted_without_a_listener_that_takes_original_destinations() {
+    let text = "listeners: [{name: v, address: 127.0.0.1:80, listener_filters_timeout: 0s, continue_on_listener_filters_timeout: false, reuse_port: false, default_filter_chain: {tcp_proxy: {cluster: c, idle_timeout: 0s}}}]\nclusters: [{name: c, type: ORIGINAL_DST, lb_policy: CLUSTER_PROVIDED}]\nadmin: {prometheus: off, readiness: off}\naccess_log: []\n";
+    let snapshot = snapshot(text);
+    assert_eq!((snapshot.intercept, snapshot.admin.prometheus, snapshot.admin.readiness), (None, None, None));
+    assert!(snapshot.access_log.is_empty());
+    let listener = snapshot.listeners.named("v").expect("the listener");
+    assert_eq!((listener.listener_filters_timeout, listener.on_filters_timeout), (None, OnFiltersTimeout::Close));
+    assert_eq!(listener.binding, Binding::Socket { reuse_port: ReusePort::Shared, backlog: 4096 });
+}
+
+#[test]
+fn header_and_query_conditions_resolve() {
+    let route = row(
+        "{match: {prefix: /, headers: [{name: X-A, exact: B, ignore_case: true}, {name: b}, {name: c, present: false}, {name: d, range: {start: -1, end: 7}, invert: true}, {name: \":method\", safe_regex: 'G.T'}, {name: v, exact: 1.10}], query_parameters: [{name: Q}, {name: r, contains: x}], methods: [GET], grpc: {}, runtime_fraction: {numerator: 25, denominator: TEN_THOUSAND}}, route: {cluster: c}}",
+    );
+    let headers = &route.matches.headers;
+    assert_eq!(headers[0].name, "x-a");
+    let texts: Vec<_> = headers
+        .iter()
+        .map(|header| match &header.value {
+            HeaderValueMatch::String(text) => format!("{:?}", text.kind),
+            other => format!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(texts[0], format!("{:?}", StringMatchKind::Exact("b".into())));
+    assert_eq!(texts[1..4], ["Present(true)", "Present(false)", "Range { start: -1, end: 7 }"]);
+    assert_eq!(texts[5], "Exact(\"1.10\")", "a text needs no quotes, whatever it looks like");
+    assert!(headers[3].invert && !headers[0].invert);
+    assert_eq!(route.matches.query_parameters[0].value, QueryValueMatch::Present(true));
+    assert_eq!(route.matches.runtime_fraction_per_million, Some(2_500));
+    assert!(route.matches.grpc && route.matches.case_sensitive);
+}
+
+#[test]
+fn path_conditions_resolve() {
+    for (text, expected) in [
+        ("prefix: /a", "Prefix(\"/a\")"),
+        ("path: /a", "Exact(\"/a\")"),
+        ("path_separated_prefix: /a", "PathSeparatedPrefix(\"/a\")"),
+        ("connect_matcher: {}", "Connect"),
+        ("connect_matcher: true", "Connect"),
+    ] {
+        let route = row(&format!("{{match: {{{text}}}, route: {{cluster: c}}}}"));
+        assert_eq!(format!("{:?}", route.matches.path), expected);
+    }
+    let route = row("{match: {path_template: '/a/{b}'}, route: {cluster: c, path_template_rewrite: '/x/{b}'}}");
+    assert!(matches!(route.matches.path, PathMatch::Template(_)));
+}
+
+#[test]
+fn route_actions_resolve() {
+    let action = forwarded("timeout: 0s, idle_timeout: 0s, host_rewrite: shop.internal:80");
+    assert_eq!((action.timeout, action.idle_timeout), (None, Some(None)));
+    assert_eq!(action.host_rewrite, Some(HostRewrite::Literal("shop.internal:80".parse().expect("value"))));
+    let action = forwarded("regex_rewrite: {pattern: '/(a)/', substitution: '\\0$1\\1\\\\'}");
+    assert_eq!((action.timeout, action.idle_timeout), (Some(Duration::from_secs(15)), None));
+    match action.path_rewrite {
+        Some(PathRewrite::Regex { substitution, pattern }) => {
+            assert_eq!(substitution, r"${0}$$1${1}\");
+            assert_eq!(pattern.replace_all("x/a/y", substitution.as_str()), r"x/a/$1a\y");
+        }
+        other => panic!("{other:?}"),
+    }
+    let action = forwarded("retry_policy: {retry_on: \"5xx, reset\", retry_back_off: {base_interval: 50ms}}");
+    let retry = action.retry_policy.expect("a retry policy");
+    assert_eq!((retry.retry_on.clone(), retry.num_retries), (vec![RetryOn::FiveXx, RetryOn::Reset], 1));
+    assert_eq!(retry.max_interval, Duration::from_millis(500));
+}
+
+#[test]
+fn answers_and_header_changes_resolve() {
+    let route = row(
+        "{match: {prefix: /}, redirect: {https_redirect: true, response_code: PERMANENT_REDIRECT}, request_headers_to_add: [{key: X-A, value: 100%}, {header: {key: b, value: c}, append_action: OVERWRITE_IF_EXISTS}], response_headers_to_remove: [Server]}",
+    );
+    match route.action {
+        Action::Redirect(redirect) => {
+            assert_eq!(redirect.scheme_redirect.as_deref(), Some("https"));
+            assert_eq!(redirect.response_code.as_u16(), 308);
+        }
+        other => panic!("{other:?}"),
+    }
+    let add = &route.headers.request.add;
+    assert_eq!((add[0].name.as_str(), add[0].value.as_bytes()), ("x-a", b"100%".as_slice()));
+    assert_eq!(add[0].append_action, AppendAction::AppendIfExistsOrAdd);
+    assert_eq!(add[1].append_action, AppendAction::OverwriteIfExists);
+    assert_eq!(route.headers.response.remove[0].as_str(), "server");
+}
+
+#[test]
+fn clusters_resolve() {
+    let snapshot = snapshot(
+        "clusters:\n  - {name: a, endpoints: [{address: 127.0.0.1:1, weight: 3}, \"[::ffff:127.0.0.2]:2\"], health_checks: [{tcp: {send: 50494e47, receive: [\"00\"]}}], lb_policy: LEAST_REQUEST}\n  - {name: b, type: strict_dns, endpoints: [shop.internal:80, \"[::1]:81\"], health_checks: [{http: {path: /}}]}\n",
+    );
+    let endpoints = snapshot.clusters["a"].endpoints.load();
+    let endpoints: Vec<_> =
+        endpoints.all().iter().map(|member| (member.endpoint.address.to_string(), member.weight)).collect();
+    assert_eq!(endpoints, [("127.0.0.1:1".to_owned(), 3), ("127.0.0.2:2".to_owned(), 1)]);
+    let kind = &snapshot.clusters["a"].health_checks[0].kind;
+    assert_eq!(*kind, HealthCheckKind::Tcp { send: Some(b"PING".to_vec()), receive: vec![vec![0]] });
+    match &snapshot.clusters["b"].discovery {
+        Discovery::StrictDns { names, .. } => {
+            let names: Vec<_> = names.iter().map(|name| (name.host.as_str(), name.port)).collect();
+            assert_eq!(names, [("shop.internal", 80), ("::1", 81)]);
+        }
+        other => panic!("{other:?}"),
+    }
+    match &snapshot.clusters["b"].health_checks[0].kind {
+        HealthCheckKind::Http { expected_statuses, .. } => assert_eq!(*expected_statuses, [(200, 201)]),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_route_table_within_a_listener_is_named_after_it_and_known() {
+    let text = "listeners:
+  - name: web
+    address: 127.0.0.1:80
+    filter_chains:
+      - {name: first, match: {destination_port: 1}, http: {route_config: {virtual_hosts: [{name: h, domains: [\"*\"]}]}}}
+    default_filter_chain: {http: {route_config: {virtual_hosts: [{name: h, domains: [\"*\"]}]}, upgrades: [Foo]}}
+";
+    let loaded = check(text).unwrap_or_else(|errors| panic!("{errors}"));
+    let configs = &loaded.snapshot.route_configs;
+    assert_eq!(configs.keys().map(|name| &**name).collect::<Vec<_>>(), ["web", "web/default"]);
+    let path = &configs["web/default"].field_path;
+    assert_eq!(path, "listeners[0].default_filter_chain.http.route_config");
+    let position = loaded.positions.of(&format!("{path}.virtual_hosts[0]")).expect("its place");
+    assert_eq!((position.line, position.column), (6, 66));
+}
+
+#[test]
+fn a_reload_keeps_statistics_and_endpoints() {
+    let runtime = crate::snapshot::Runtime::default();
+    let source = crate::config::Source::Inline {
+        name: "f".into(),
+        text: "clusters: [{name: c, endpoints: [127.0.0.1:1]}]".into(),
+    };
+    let load = |version| crate::config::load(&source, &runtime, version).expect("loads").snapshot;
+    let (first, second) = (load(1), load(2));
+    assert_eq!(second.origin.version, 2);
+    assert!(std::sync::Arc::ptr_eq(&first.clusters["c"].stats, &second.clusters["c"].stats));
+    let endpoint = |snapshot: &Snapshot| snapshot.clusters["c"].endpoints.load().all()[0].endpoint.clone();
+    assert!(std::sync::Arc::ptr_eq(&endpoint(&first), &endpoint(&second)));
+}
+
+#[test]
+fn weights_resolve() {
+    let route = row("{match: {prefix: /}, route: {weighted_clusters: [{name: c, weight: 9}, {name: c, weight: 1}]}}");
+    let Action::Route(action) = route.action else { panic!("a route") };
+    let ClusterSpecifier::Weighted(weighted) = action.cluster else { panic!("weights") };
+    assert_eq!(weighted.entries().iter().map(|(_, weight)| *weight).collect::<Vec<_>>(), [9, 1]);
+}
