@@ -136,7 +136,7 @@ impl Connection {
         self.lingers.set(true);
     }
 
-    /// A response was cut off.
+    /// A response was cut off whose end is the connection's.
     pub fn cut_off(&self) {
         self.cut_off.set(true);
     }
@@ -246,6 +246,8 @@ async fn codec(
         let read = tokio::select! {
             read = stream.read_buf(&mut first) => read,
             () = connection.idle() => return None,
+            // Whatever it is going to be, it is no HTTP/2: the other codec tells the client that it is slow.
+            () = head_limit(connection) => break,
             () = connection.worker.shared.drain.draining() => return None,
         };
         match read {
@@ -255,6 +257,13 @@ async fn codec(
     }
     let codec = if first.starts_with(PREFACE) { Codec::Http2 } else { Codec::Http1 };
     Some((codec, first))
+}
+
+async fn head_limit(connection: &Connection) {
+    match connection.manager.request_headers_timeout {
+        Some(limit) => tokio::time::sleep_until(connection.idle_since.get() + limit).await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn serve_http1(connection: &Rc<Connection>, stream: TcpStream, first: BytesMut) {
@@ -285,7 +294,6 @@ async fn serve_http1(connection: &Rc<Connection>, stream: TcpStream, first: Byte
         Err(error) => {
             note_error(connection, &error);
             if connection.cut_off.get() {
-                // An HTTP/1.0 client takes an orderly close for the end of the response.
                 let _ = gate.into_parts().0.set_zero_linger();
             }
         }

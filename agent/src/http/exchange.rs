@@ -104,6 +104,13 @@ impl Exchange {
         self.record.details = details;
     }
 
+    /// The response is cut off on the wire. An HTTP/1.0 client takes an orderly close for the end of the response.
+    pub fn cut_off(&self) {
+        if self.record.protocol == "HTTP/1.0" {
+            self.connection.cut_off();
+        }
+    }
+
     /// Since the headers arrived.
     pub fn elapsed(&self) -> Duration {
         self.began.elapsed()

@@ -152,7 +152,7 @@ impl<S> Gate<S> {
     }
 
     /// How many of `bytes` may pass; the state moves on accordingly.
-    fn admit(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+    fn admit(&mut self, bytes: &mut [u8]) -> usize {
         let mut passed = 0;
         while passed < bytes.len() {
             let rest = &mut bytes[passed..];
@@ -175,7 +175,7 @@ impl<S> Gate<S> {
                     }
                     Scanned::Broken(_) => {
                         self.wire.broken.set(true);
-                        return Err(io::Error::new(io::ErrorKind::InvalidData, "invalid chunk framing"));
+                        break;
                     }
                 },
                 State::Head => match self.admit_head(rest) {
@@ -184,7 +184,7 @@ impl<S> Gate<S> {
                 },
             }
         }
-        Ok(passed)
+        passed
     }
 
     /// The length of the head at the beginning of `bytes`, if it may pass.
@@ -232,7 +232,7 @@ impl<S> Gate<S> {
     }
 
     /// Lets as much of `pending` pass as may.
-    fn admit_pending(&mut self) -> io::Result<()> {
+    fn admit_pending(&mut self) {
         if matches!(self.state, State::Held) && !self.wire.held.get() {
             self.state = State::Head;
         }
@@ -244,9 +244,8 @@ impl<S> Gate<S> {
         }
         if !matches!(self.state, State::Refused) && !self.pending.is_empty() {
             let mut pending = std::mem::take(&mut self.pending);
-            let admitted = self.admit(&mut pending);
+            self.released = self.admit(&mut pending);
             self.pending = pending;
-            self.released = admitted?;
         }
         if matches!(self.state, State::Refused) && self.released == 0 {
             self.pending.clear();
@@ -257,12 +256,12 @@ impl<S> Gate<S> {
                 self.released = STAND_IN.len();
             }
         }
-        Ok(())
     }
 
-    /// The codec waits for the service, not for the socket.
+    /// The service may have something to say before the socket does.
     fn wait(&self, cx: &Context<'_>) {
-        self.wire.reader.set(Some(cx.waker().clone()));
+        let known = self.wire.reader.take().filter(|reader| reader.will_wake(cx.waker()));
+        self.wire.reader.set(Some(known.unwrap_or_else(|| cx.waker().clone())));
     }
 }
 
@@ -290,7 +289,7 @@ impl<S: AsyncRead + Unpin> Gate<S> {
         if read == 0 {
             return Poll::Ready(Ok(true));
         }
-        let passed = self.admit(&mut buf.filled_mut()[before..])?;
+        let passed = self.admit(&mut buf.filled_mut()[before..]);
         self.pending.extend_from_slice(&buf.filled()[before + passed..]);
         buf.set_filled(before + passed);
         Poll::Ready(Ok(passed > 0))
@@ -301,8 +300,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gate<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         loop {
-            if this.released == 0 {
-                this.admit_pending()?;
+            if this.released == 0 && !this.wire.broken.get() {
+                this.admit_pending();
             }
             if this.released > 0 {
                 let passing = this.released.min(buf.remaining());
@@ -312,7 +311,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gate<S> {
                 return Poll::Ready(Ok(()));
             }
             if this.wire.broken.get() {
-                return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "invalid chunk framing")));
             }
             this.wait(cx);
             let full = matches!(this.state, State::Refused) || this.pending.len() > MAX_HELD + this.limits.max_bytes;

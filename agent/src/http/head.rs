@@ -154,11 +154,12 @@ fn target(method: &str, path: &str) -> Result<(), Refusal> {
     if path.contains('#') {
         return Err(Refusal::request(StatusCode::BAD_REQUEST, "path_normalization_failed", "Bad Request"));
     }
+    let has_a_form = path.starts_with('/') || path == "*" || path.contains("://") || method == "CONNECT";
+    if !has_a_form {
+        // None of the four of RFC 9112 section 3.2: a relative path.
+        return Err(Refusal::request(StatusCode::NOT_FOUND, "absolute_path_rejected", ""));
+    }
     match http::Uri::try_from(path) {
-        // Neither of the four forms of RFC 9112 section 3.2: a relative path.
-        Ok(uri) if uri.path_and_query().is_none() && method != "CONNECT" => {
-            Err(Refusal::request(StatusCode::NOT_FOUND, "absolute_path_rejected", ""))
-        }
         Ok(_) => Ok(()),
         Err(_) => Err(Refusal::protocol(StatusCode::BAD_REQUEST, "http1.invalid_url", "Bad Request")),
     }

@@ -180,6 +180,17 @@ impl Pools {
         self.0.borrow_mut().host(cluster, endpoint, Protocol::Http2).opening.clone()
     }
 
+    /// Closes the connection of `cluster` that was idle longest, to make room under the circuit breaker's limit.
+    pub fn close_oldest(&self, cluster: &Cluster) -> bool {
+        let mut inner = self.0.borrow_mut();
+        let hosts = inner.hosts.values_mut().filter(|host| host.cluster.name == cluster.name && !host.idle.is_empty());
+        let oldest = hosts.min_by_key(|host| host.idle[0].since);
+        oldest.is_some_and(|host| {
+            host.idle.remove(0);
+            true
+        })
+    }
+
     /// How many connections are kept.
     pub fn len(&self) -> usize {
         self.0.borrow().hosts.values().map(|host| host.idle.len() + host.shared.len()).sum()

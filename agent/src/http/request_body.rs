@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -24,9 +24,9 @@ pub enum RequestBodyError {
     /// The client's side failed.
     #[error("reading the request's body")]
     Client(#[source] hyper::Error),
-    /// Another try reads it now.
-    #[error("the request is being tried again")]
-    Superseded,
+    /// Another try reads it now, or nobody does any more.
+    #[error("the request is no longer read for this try")]
+    Abandoned,
 }
 
 /// Whether what was read is kept for another try.
@@ -39,7 +39,10 @@ pub enum Keep {
 }
 
 struct Source {
-    incoming: Incoming,
+    /// `None` when nobody wants it any more.
+    incoming: Option<Incoming>,
+    /// Whoever waits for more of it.
+    reader: Option<Waker>,
     meter: Rc<Meter>,
     kept: Vec<Bytes>,
     kept_bytes: usize,
@@ -52,7 +55,8 @@ struct Source {
     ended: bool,
 }
 
-/// The client's body; hands out one [`RequestBody`] for each try.
+/// The client's body; hands out one [`RequestBody`] for each try. When it is dropped the rest is given up, even if an
+/// endpoint's connection still reads it: a response that is complete, or will never be, needs no request.
 pub struct Upload(Option<Rc<RefCell<Source>>>);
 
 impl Upload {
@@ -63,7 +67,8 @@ impl Upload {
             return Self(None);
         }
         Self(Some(Rc::new(RefCell::new(Source {
-            incoming,
+            incoming: Some(incoming),
+            reader: None,
             meter,
             kept: Vec::new(),
             kept_bytes: 0,
@@ -91,6 +96,23 @@ impl Upload {
     }
 }
 
+impl Drop for Upload {
+    fn drop(&mut self) {
+        let Some(source) = &self.0 else { return };
+        let (unread, reader) = {
+            let mut source = source.borrow_mut();
+            if source.ended {
+                return;
+            }
+            (source.incoming.take(), source.reader.take())
+        };
+        drop(unread);
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+    }
+}
+
 /// See [`Upload::next`].
 pub struct RequestBody {
     source: Option<Rc<RefCell<Source>>>,
@@ -102,14 +124,21 @@ pub struct RequestBody {
 
 impl Source {
     fn poll_client(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
-        let polled = Pin::new(&mut self.incoming).poll_frame(cx);
+        let Some(incoming) = &mut self.incoming else {
+            return Poll::Ready(Some(Err(RequestBodyError::Abandoned)));
+        };
+        let polled = Pin::new(&mut *incoming).poll_frame(cx);
+        let at_end = incoming.is_end_stream();
         match &polled {
-            Poll::Pending => return Poll::Pending,
+            Poll::Pending => {
+                self.reader = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
             Poll::Ready(Some(Ok(frame))) => self.took(frame),
             Poll::Ready(Some(Err(_))) => self.meter.fail(),
             Poll::Ready(None) => self.ended = true,
         }
-        if self.ended || self.incoming.is_end_stream() {
+        if self.ended || at_end {
             self.ended = true;
             self.meter.arrive();
         }
@@ -148,7 +177,7 @@ impl Body for RequestBody {
         let Some(source) = &this.source else { return Poll::Ready(None) };
         let mut source = source.borrow_mut();
         if source.turn != this.turn {
-            return Poll::Ready(Some(Err(RequestBodyError::Superseded)));
+            return Poll::Ready(Some(Err(RequestBodyError::Abandoned)));
         }
         if let Some(piece) = source.kept.get(this.replayed) {
             this.replayed += 1;
@@ -178,7 +207,7 @@ impl Body for RequestBody {
         let Some(source) = &self.source else { return SizeHint::with_exact(0) };
         let source = source.borrow();
         let kept: usize = source.kept.iter().skip(self.replayed).map(Bytes::len).sum();
-        let mut hint = source.incoming.size_hint();
+        let mut hint = source.incoming.as_ref().map(Body::size_hint).unwrap_or_default();
         if let Some(exact) = hint.exact() {
             hint.set_exact(exact + kept as u64);
         }

@@ -15,6 +15,7 @@ use crate::telemetry::ResponseFlags;
 
 use super::exchange::Exchange;
 use super::meter::{Clock, Expired};
+use super::request_body::Upload;
 use super::upstream::Ticket;
 
 /// Why a response was cut off.
@@ -48,6 +49,8 @@ struct Streamed {
     clock: Clock,
     /// Given back when the body is complete.
     ticket: Option<Ticket>,
+    /// The rest of the request is of no use without it.
+    upload: Option<Upload>,
     ended: bool,
 }
 
@@ -64,8 +67,9 @@ impl ResponseBody {
     }
 
     /// An endpoint's.
-    pub fn streamed(exchange: Exchange, incoming: Incoming, clock: Clock, ticket: Ticket) -> Self {
-        let mut streamed = Streamed { exchange, incoming, clock, ticket: Some(ticket), ended: false };
+    pub fn streamed(exchange: Exchange, incoming: Incoming, clock: Clock, ticket: Ticket, upload: Upload) -> Self {
+        let mut streamed =
+            Streamed { exchange, incoming, clock, ticket: Some(ticket), upload: Some(upload), ended: false };
         if streamed.incoming.is_end_stream() {
             streamed.end();
         }
@@ -77,9 +81,14 @@ impl Streamed {
     fn end(&mut self) {
         if !std::mem::replace(&mut self.ended, true) {
             self.exchange.complete();
+            if self.exchange.http1 && !self.exchange.meter.has_arrived() {
+                // The endpoint answered before it had the whole request: nobody reads the rest of it now.
+                self.exchange.connection.linger();
+            }
             if let Some(ticket) = self.ticket.take() {
                 ticket.finish(&self.exchange.meter);
             }
+            self.upload = None;
         }
     }
 
@@ -102,7 +111,7 @@ impl Streamed {
             }
         };
         self.exchange.reset(flags, details);
-        self.exchange.connection.cut_off();
+        self.exchange.cut_off();
         ResponseBodyError::TimedOut
     }
 
@@ -122,7 +131,7 @@ impl Streamed {
             )
         };
         self.exchange.reset(flags, details);
-        self.exchange.connection.cut_off();
+        self.exchange.cut_off();
         ResponseBodyError::Upstream(error)
     }
 

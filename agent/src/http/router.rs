@@ -39,7 +39,7 @@ pub struct Forward<'a> {
     /// The host is the endpoint's name, if it has one.
     pub host_of_endpoint: bool,
     /// The body.
-    pub upload: Upload,
+    pub upload: &'a Upload,
 }
 
 /// Sends the request until an endpoint answers.
@@ -78,7 +78,7 @@ fn expire(exchange: &Exchange, cluster: &Cluster, expired: Expired) -> Refusal {
 }
 
 async fn try_until_answered(exchange: &mut Exchange, request: Forward<'_>) -> Result<Answer, Refusal> {
-    let Forward { cluster, ref upload, .. } = request;
+    let Forward { cluster, upload, .. } = request;
     let policy = request.decision.retry_policy().map(|policy| &**policy);
     let mut tried = Tried::default();
     let mut endpoints: Vec<EndpointAddr> = Vec::new();

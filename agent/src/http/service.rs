@@ -159,17 +159,18 @@ async fn forward(
     }
     let keep = if decision.retry_policy().is_some() { Keep::Yes } else { Keep::No };
     let wanted = checked.upgrade.clone();
+    let upload = Upload::new(body, exchange.meter.clone(), keep);
     let request = Forward {
         decision,
         cluster,
         protocol: protocol(cluster, head.version, wanted.is_some()),
         outgoing: Outgoing { method: head.method, path, headers: head.headers, upgrade: checked.upgrade },
         host_of_endpoint: forwarded.host == ForwardHost::OfEndpoint,
-        upload: Upload::new(body, exchange.meter.clone(), keep),
+        upload: &upload,
     };
     let mut clock = clock(&exchange, action);
     match router::forward(&mut exchange, &mut clock, request).await {
-        Ok(answer) => respond_with(exchange, decision, answer, clock),
+        Ok(answer) => respond_with(exchange, decision, answer, clock, upload),
         Err(refusal) => give_up(exchange, refusal),
     }
 }
@@ -197,7 +198,7 @@ fn clock(exchange: &Exchange, action: &RouteAction) -> Clock {
 /// The agent's own answer to a request that no endpoint answered.
 fn give_up(exchange: Exchange, mut refusal: Refusal) -> Response<ResponseBody> {
     let connection = exchange.connection.clone();
-    if connection.wire.is_broken() {
+    if exchange.meter.has_failed() && connection.wire.is_broken() {
         refusal = Refusal::protocol(StatusCode::BAD_REQUEST, "http1.codec_error", "Bad Request");
         connection.note_refusal(&refusal);
     } else if exchange.meter.has_failed() {
@@ -212,6 +213,7 @@ fn respond_with(
     decision: &Decision<'_>,
     answer: Answer,
     clock: Clock,
+    upload: Upload,
 ) -> Response<ResponseBody> {
     let Answer { response, ticket } = answer;
     let (mut head, incoming) = response.into_parts();
@@ -236,7 +238,7 @@ fn respond_with(
         }
         ResponseBody::none()
     } else {
-        ResponseBody::streamed(exchange, incoming, clock, ticket)
+        ResponseBody::streamed(exchange, incoming, clock, ticket, upload)
     };
     Response::from_parts(head, body)
 }

@@ -4,7 +4,6 @@
 //! which nothing moves ends by the stream idle timeout.
 
 use std::cell::Cell;
-use std::future::Future;
 use std::io;
 use std::time::Duration;
 
@@ -56,10 +55,8 @@ impl Tunnel {
         });
         let both = async { tokio::try_join!(up, down) };
         tokio::select! {
-            result = both => match result {
-                Ok(_) => exchange.complete(),
-                Err(End::Reading | End::Writing) => exchange.complete(),
-            },
+            // A reset ends a tunnel as well as an orderly close does: there is no telling what the bytes meant.
+            _ = both => exchange.complete(),
             () = idle_for(idle, &moved) => {
                 exchange.connection.manager.stats.downstream_rq_idle_timeout.inc();
                 exchange.reset(ResponseFlags::STREAM_IDLE_TIMEOUT, "stream_idle_timeout");
@@ -70,40 +67,30 @@ impl Tunnel {
     }
 }
 
-/// Which side of a direction broke.
-#[derive(Clone, Copy, Debug)]
-enum End {
-    Reading,
-    Writing,
-}
-
 async fn pump(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     first: Bytes,
     moved: impl Fn(usize),
-) -> Result<(), End> {
-    let write = |_: io::Error| End::Writing;
+) -> io::Result<()> {
     if !first.is_empty() {
         moved(first.len());
-        to.write_all(&first).await.map_err(write)?;
+        to.write_all(&first).await?;
     }
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
-        let read = from.read(&mut buffer).await.map_err(|_| End::Reading)?;
+        let read = from.read(&mut buffer).await?;
         if read == 0 {
-            return to.shutdown().await.map_err(write);
+            return to.shutdown().await;
         }
         moved(read);
-        to.write_all(&buffer[..read]).await.map_err(write)?;
+        to.write_all(&buffer[..read]).await?;
     }
 }
 
-fn idle_for(idle: Option<Duration>, moved: &Cell<Instant>) -> impl Future<Output = ()> {
-    async move {
-        let Some(idle) = idle else { return std::future::pending().await };
-        while moved.get().elapsed() < idle {
-            tokio::time::sleep_until(moved.get() + idle).await;
-        }
+async fn idle_for(idle: Option<Duration>, moved: &Cell<Instant>) {
+    let Some(idle) = idle else { return std::future::pending().await };
+    while moved.get().elapsed() < idle {
+        tokio::time::sleep_until(moved.get() + idle).await;
     }
 }

@@ -288,7 +288,13 @@ async fn open_http2(worker: &Worker, ticket: &Ticket) -> Result<(Stream, bool), 
 async fn open(worker: &Worker, ticket: &Ticket) -> Result<Upstream, Failure> {
     let Ticket { cluster, endpoint, .. } = ticket;
     let _pending = cluster.try_pending().ok_or(FailureKind::Overflow)?;
-    connect(worker, cluster, endpoint).await.map_err(|error| {
+    let mut connected = connect(worker, cluster, endpoint).await;
+    if matches!(connected, Err(ConnectError::Overflow { .. })) && worker.pools.close_oldest(cluster) {
+        // An idle connection to another endpoint was in the way; its task has to run to be gone.
+        tokio::task::yield_now().await;
+        connected = connect(worker, cluster, endpoint).await;
+    }
+    connected.map_err(|error| {
         tracing::debug!(cluster = &*cluster.name, "{error}");
         let kind = match error {
             ConnectError::Failed { .. } => FailureKind::ConnectFailed,

@@ -2,4 +2,9 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod basics;
+mod bodies;
+mod failures;
+mod http2;
+mod lifetimes;
+mod refusals;
 mod support;

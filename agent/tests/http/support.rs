@@ -21,8 +21,8 @@ use waylay::drain::{DrainControl, channel};
 use waylay::http::connection::serve;
 use waylay::http::route::vhost::HostIndex;
 use waylay::http::route::{
-    Action, HeaderMutations, PathMatch, PathRewrite, RequireTls, RetryPolicy, Route, RouteAction, RouteConfig,
-    RouteMatch, VirtualHost,
+    Action, HeaderMutations, PathMatch, RequireTls, RetryPolicy, Route, RouteAction, RouteConfig, RouteMatch,
+    VirtualHost,
 };
 use waylay::http::{CodecType, ConnectionContext, ConnectionEnd, HttpConnectionManager, ServerHeader};
 use waylay::listener::dispatch::Listeners;
@@ -147,10 +147,6 @@ pub fn retry(on: &[waylay::http::route::RetryOn], num_retries: u32) -> Option<Ar
     }))
 }
 
-pub fn prefix_rewrite(to: &str) -> Option<PathRewrite> {
-    Some(PathRewrite::Prefix(to.to_owned()))
-}
-
 /// A connection manager with `routes` for every host.
 pub fn manager(mut routes: Vec<Route>) -> HttpConnectionManager {
     for (index, route) in routes.iter_mut().enumerate() {
@@ -258,7 +254,8 @@ impl Proxy {
                 let context = ConnectionContext { info, snapshot: snapshot.clone(), detected: None };
                 let (manager, worker, ends) = (manager.clone(), worker.clone(), ends.clone());
                 tokio::task::spawn_local(async move {
-                    let end = serve(stream, context, manager, worker).await;
+                    let _open = worker.shared.drain.open();
+                    let end = serve(stream, context, manager, worker.clone()).await;
                     ends.borrow_mut().push(end);
                 });
             }
