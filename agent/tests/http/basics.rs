@@ -97,3 +97,83 @@ fn pipelined_requests_are_answered_in_order() {
         assert_eq!(proxy.end().await.flags.to_string(), "DPE");
     });
 }
+
+#[test]
+fn who_asked_is_said_on() {
+    local(async {
+        let (address, heads) = canned("HTTP/1.1 204 No Content\r\nserver: theirs\r\n\r\n").await;
+        let cluster = Arc::new(cluster("c", &[address]));
+        let ours = "GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\nX-Request-Id: mine\r\nX-Forwarded-For: 9.9.9.9\r\nX-Envoy-Max-Retries: 9\r\n\r\n";
+        let mut edge = manager(forwards(&cluster));
+        edge.use_remote_address = true;
+        edge.server_header = waylay::http::ServerHeader::PassThrough;
+        let proxy = Proxy::new(edge, &[]).await;
+        let answer = proxy.raw(ours).await;
+        assert!(answer.contains("server: theirs"), "{answer}");
+        let head = heads.borrow()[0].clone();
+        assert!(
+            head.contains("x-forwarded-for: 9.9.9.9,127.0.0.1\r\n") && head.contains("x-request-id: mine"),
+            "{head}"
+        );
+        assert!(!head.contains("x-envoy-max-retries"), "{head}");
+        let record = proxy.records.one().await;
+        assert_eq!(record.forwarded_for.as_deref(), Some("9.9.9.9,127.0.0.1"));
+        assert_eq!(record.request_id.as_deref(), Some("mine"));
+
+        let proxy = Proxy::new(manager(forwards(&cluster)), &[]).await;
+        proxy.raw(ours).await;
+        let head = heads.borrow()[1].clone();
+        assert!(head.contains("x-forwarded-for: 9.9.9.9\r\n") && head.contains("x-envoy-max-retries: 9"), "{head}");
+    });
+}
+
+#[test]
+fn a_cluster_that_a_header_names_is_looked_up() {
+    local(async {
+        let (address, _) = canned("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+        let cluster = Arc::new(cluster("c", &[address]));
+        let mut action = to(&cluster);
+        action.cluster = waylay::cluster::ClusterSpecifier::Header(http::HeaderName::from_static("x-to"));
+        let proxy = Proxy::new(manager(vec![row("/", Action::Route(Box::new(action)))]), &[cluster]).await;
+        let request = |name| format!("GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\nX-To: {name}\r\n\r\n");
+        assert!(proxy.raw(request("c")).await.ends_with("ok"));
+        assert!(proxy.raw(request("d")).await.starts_with("HTTP/1.1 503 "));
+        let record = proxy.records.wait(2).await.pop().unwrap();
+        assert_eq!((record.flags.to_string().as_str(), record.details), ("NC", "cluster_not_found"));
+        assert_eq!(proxy.manager.stats.no_cluster.value(), 1);
+    });
+}
+
+#[test]
+fn many_clients_at_once_each_get_their_own_answer() {
+    const CLIENTS: usize = 64;
+    const REQUESTS: usize = 20;
+    local(async {
+        let address = origin(|_, mut stream| async move {
+            while let Some(head) = read_head(&mut stream).await {
+                let path = head.split(' ').nth(1).unwrap();
+                let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{path}", path.len());
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        })
+        .await;
+        let cluster = Arc::new(cluster("c", &[address]));
+        let proxy = Proxy::new(manager(forwards(&cluster)), &[]).await;
+        let clients = (0..CLIENTS).map(|client| {
+            let proxy = &proxy;
+            async move {
+                let mut stream = proxy.connect().await;
+                for request in 0..REQUESTS {
+                    let path = format!("/{client}/{request}");
+                    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n").as_bytes()).await.unwrap();
+                    assert!(read_response(&mut stream).await.ends_with(&path));
+                }
+            }
+        });
+        futures_util::future::join_all(clients).await;
+        let records = proxy.records.wait(CLIENTS * REQUESTS).await;
+        assert!(records.iter().all(|record| record.status == 200 && record.flags.is_empty()));
+        assert!(cluster.stats.upstream_cx_total.value() <= CLIENTS as u64);
+        assert_eq!(cluster.stats.upstream_rq_active.value(), 0);
+    });
+}
