@@ -32,7 +32,7 @@ impl Checked {
 }
 
 fn bad_request(details: &'static str) -> Refusal {
-    Refusal::request(StatusCode::BAD_REQUEST, details, "Bad Request").closing()
+    Refusal::request(StatusCode::BAD_REQUEST, details, "").closing()
 }
 
 /// Checks `head`; a body follows it if `body`.
@@ -42,7 +42,7 @@ fn bad_request(details: &'static str) -> Refusal {
 pub fn check(manager: &HttpConnectionManager, head: &mut Parts, body: Body) -> Result<Checked, Refusal> {
     let http1 = head.version < Version::HTTP_2;
     if head.version == Version::HTTP_10 && !manager.accept_http_10 {
-        return Err(Refusal::request(StatusCode::UPGRADE_REQUIRED, "low_version", "Upgrade Required").closing());
+        return Err(Refusal::request(StatusCode::UPGRADE_REQUIRED, "low_version", "").closing());
     }
     if !http1 {
         check_size(manager, head)?;

@@ -365,3 +365,86 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gate<S> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+
+    /// A socket from which `bytes` come in `pieces` of these lengths.
+    struct Pieces {
+        bytes: Vec<u8>,
+        lengths: Vec<usize>,
+    }
+
+    impl AsyncRead for Pieces {
+        fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            let length = self.lengths.pop().unwrap_or(7).min(self.bytes.len()).min(buf.remaining());
+            buf.put_slice(&self.bytes[..length]);
+            self.bytes.drain(..length);
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    const REQUESTS: [&str; 5] = [
+        "GET /a HTTP/1.1\r\nHost: h\r\n\r\n",
+        "POST /b HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\nGET / HTTP",
+        "POST /c HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n4;x\r\nGET \r\n0\r\na: b\r\n\r\n",
+        "\r\nGET /d HTTP/1.1\nHost: h\n\n",
+        "PUT /e HTTP/1.0\r\nHost: h\r\nContent-Length: 0\r\n\r\n",
+    ];
+    const REFUSED: [&str; 3] = [
+        "POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "POST /x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: x\r\n\r\n",
+        "NONSENSE\r\n\r\n",
+    ];
+
+    /// What passes when `bytes` come in pieces and are read `step` bytes at a time; and the verdicts.
+    fn pass(bytes: &str, lengths: Vec<usize>, step: usize) -> (String, Vec<Option<u16>>) {
+        let wire = Rc::new(Wire::default());
+        let limits = HeadLimits { max_bytes: 1024, max_headers: 10 };
+        let socket = Pieces { bytes: bytes.as_bytes().to_vec(), lengths };
+        let mut gate = Gate::http1(socket, BytesMut::new(), wire.clone(), limits);
+        let mut passed = Vec::new();
+        let mut buffer = vec![0; step];
+        let mut context = Context::from_waker(Waker::noop());
+        loop {
+            let read = std::pin::pin!(gate.read(&mut buffer)).as_mut().poll(&mut context);
+            match read {
+                Poll::Ready(Ok(0)) | Poll::Pending => break,
+                Poll::Ready(read) => {
+                    let read = read.expect("read");
+                    passed.extend_from_slice(&buffer[..read]);
+                }
+            }
+        }
+        let mut verdicts = wire.verdicts.borrow_mut();
+        let verdicts = verdicts.drain(..).map(|verdict| verdict.map(|refusal| refusal.status.as_u16())).collect();
+        (String::from_utf8(passed).expect("text"), verdicts)
+    }
+
+    proptest! {
+        #[test]
+        fn sound_requests_pass_unchanged_and_nothing_passes_after_a_refused_one(
+            sound in prop::collection::vec(0..REQUESTS.len(), 0..6),
+            refused in prop::option::of(0..REFUSED.len()),
+            behind in prop::collection::vec(0..REQUESTS.len(), 0..3),
+            lengths in prop::collection::vec(1_usize..40, 0..40),
+            step in 1_usize..200,
+        ) {
+            let before: String = sound.iter().map(|index| REQUESTS[*index]).collect();
+            let mut bytes = before.clone();
+            let mut expected = before;
+            let mut verdicts = vec![None; sound.len()];
+            if let Some(refused) = refused {
+                bytes.push_str(REFUSED[refused]);
+                bytes.extend(behind.iter().map(|index| REQUESTS[*index]));
+                expected.push_str(std::str::from_utf8(STAND_IN).expect("text"));
+                verdicts.push(Some([400, 501, 400][refused]));
+            }
+            prop_assert_eq!(pass(&bytes, lengths, step), (expected, verdicts));
+        }
+    }
+}

@@ -152,7 +152,7 @@ fn target(method: &str, path: &str) -> Result<(), Refusal> {
         return Ok(());
     }
     if path.contains('#') {
-        return Err(Refusal::request(StatusCode::BAD_REQUEST, "path_normalization_failed", "Bad Request"));
+        return Err(Refusal::request(StatusCode::BAD_REQUEST, "path_normalization_failed", ""));
     }
     let has_a_form = path.starts_with('/') || path == "*" || path.contains("://") || method == "CONNECT";
     if !has_a_form {

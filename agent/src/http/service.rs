@@ -148,7 +148,7 @@ async fn forward(
         match PathAndQuery::try_from(rewritten.as_str()) {
             Ok(new) => path = new,
             Err(_) => {
-                let refusal = Refusal::request(StatusCode::BAD_REQUEST, "path_normalization_failed", "Bad Request");
+                let refusal = Refusal::request(StatusCode::BAD_REQUEST, "path_normalization_failed", "");
                 return refuse(exchange, refusal);
             }
         }
