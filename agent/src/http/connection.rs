@@ -1,6 +1,6 @@
 //! One client connection that speaks HTTP: the codec, its idle time, its end.
 //!
-//! Before: the pipeline, which knows the filter chain. After: [`super::service`] for each request; and when the codec is
+//! Before: the pipeline, which knows the filter chain. After: `service` for each request; and when the codec is
 //! done, a tunnel, a polite close, or nothing. The pipeline gets a [`ConnectionEnd`] for its record.
 
 use std::cell::{Cell, RefCell};

@@ -1,6 +1,6 @@
 //! Connections to endpoints that are open already: one pool for each worker.
 //!
-//! Before: [`super::upstream`], which asks here first. HTTP/1 connections carry one request at a time and are used again in
+//! Before: `upstream`, which asks here first. HTTP/1 connections carry one request at a time and are used again in
 //! LIFO order, so that those which are not needed grow old and are closed; HTTP/2 connections are shared. The driver task of
 //! a connection sees the endpoint close it, so a dead connection is noticed before it is used, unless the close and the
 //! request cross on the wire: that race is the router's to mend.
