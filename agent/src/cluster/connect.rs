@@ -131,7 +131,8 @@ pub async fn connect(
     };
     let started = Instant::now();
     let address = endpoint.address;
-    let connecting = open(worker.shared.kernel.as_ref(), address.socket());
+    let kernel = worker.shared.kernel_attached().await;
+    let connecting = open(kernel, address.socket());
     let error = match tokio::time::timeout(cluster.connect_timeout, connecting).await {
         Ok(Ok(stream)) => {
             cluster.stats.upstream_cx_connect_time.observe(started.elapsed());

@@ -1,7 +1,7 @@
 //! Endpoints: the addresses of a cluster and what is known of each.
 //!
 //! An endpoint's state outlives the configuration that named it: [`EndpointRegistry`] hands the same [`Endpoint`] to
-//! the next snapshot when cluster, address and health checks are unchanged.
+//! the next snapshot when cluster and address are unchanged.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};

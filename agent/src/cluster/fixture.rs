@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -85,14 +84,11 @@ impl RecordSink for NoRecords {
 
 /// What workers share, with these clusters.
 pub fn shared(clusters: Vec<Arc<Cluster>>) -> Arc<Shared> {
-    Arc::new(Shared {
-        snapshot: ArcSwap::from_pointee(snapshot(1, clusters)),
-        runtime: Runtime::default(),
-        kernel: None,
-        records: Arc::new(NoRecords),
-        drain: crate::drain::channel().1,
-        next_connection_id: AtomicU64::new(0),
-    })
+    let snapshot = Arc::new(snapshot(1, clusters));
+    let drain = crate::drain::channel().1;
+    let shared = Shared::new(snapshot, Runtime::default(), Arc::new(NoRecords), drain, 2);
+    shared.set_kernel(None);
+    Arc::new(shared)
 }
 
 /// Waits until `condition` holds; fails after 10 s.

@@ -28,7 +28,14 @@ struct State {
     members: Vec<WeightedEndpoint>,
     /// The cluster of this name in each snapshot that is still in use.
     generations: Vec<Weak<Cluster>>,
+    source: Term,
+    checker: Term,
 }
+
+/// Who may speak: a task that was told to stop can be in the middle of a step on another thread, and what it says then
+/// must not undo what its successor said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Term(u64);
 
 impl Membership {
     /// No members yet.
@@ -41,6 +48,20 @@ impl Membership {
         })
     }
 
+    /// From now on only the holder of this term replaces members.
+    pub fn new_source(&self) -> Term {
+        let source = &mut self.lock().source;
+        source.0 += 1;
+        *source
+    }
+
+    /// From now on only the holder of this term changes the members' health.
+    pub fn new_checker(&self) -> Term {
+        let checker = &mut self.lock().checker;
+        checker.0 += 1;
+        *checker
+    }
+
     /// Publishes to `cluster` as well, from now on.
     pub fn adopt(&self, cluster: &Arc<Cluster>) {
         let mut state = self.lock();
@@ -50,12 +71,13 @@ impl Membership {
     }
 
     /// Replaces the members.
-    pub fn replace(&self, members: Vec<WeightedEndpoint>) {
+    pub fn replace(&self, source: Term, members: Vec<WeightedEndpoint>) {
         let mut state = self.lock();
         let same = |(a, b): (&WeightedEndpoint, &WeightedEndpoint)| {
             Arc::ptr_eq(&a.endpoint, &b.endpoint) && a.weight == b.weight
         };
-        if state.members.len() == members.len() && state.members.iter().zip(&members).all(same) {
+        let unchanged = state.members.len() == members.len() && state.members.iter().zip(&members).all(same);
+        if unchanged || state.source != source {
             return;
         }
         self.stats.membership_change.inc();
@@ -64,9 +86,13 @@ impl Membership {
         self.publish(&state);
     }
 
-    /// To be called when the health of a member has changed.
-    pub fn health_changed(&self) {
-        self.publish(&self.lock());
+    /// Changes the health of a member.
+    pub fn set_health(&self, checker: Term, endpoint: &Endpoint, health: Health) {
+        let state = self.lock();
+        if state.checker == checker && endpoint.health() != health {
+            endpoint.set_health(health);
+            self.publish(&state);
+        }
     }
 
     /// Forgets what is known of the members' health: nobody checks it any more.
@@ -81,7 +107,10 @@ impl Membership {
     /// The cluster is gone from the configuration: what older snapshots have of it stays as it is.
     pub fn retire(&self) {
         let mut state = self.lock();
-        *state = State::default();
+        state.source.0 += 1;
+        state.checker.0 += 1;
+        state.members.clear();
+        state.generations.clear();
         self.publish(&state);
     }
 
@@ -91,19 +120,63 @@ impl Membership {
     }
 
     fn publish(&self, state: &State) {
-        let mut healthy = 0;
+        // Generations with the same threshold share one set: workers tell sets apart by their address.
+        let mut sets: Vec<(u8, Arc<EndpointSet>)> = Vec::new();
         for cluster in state.generations.iter().filter_map(Weak::upgrade) {
-            let set = EndpointSet::new(state.members.clone(), cluster.healthy_panic_threshold);
-            cluster.endpoints.store(Arc::new(set));
+            let threshold = cluster.healthy_panic_threshold;
+            let set = match sets.iter().find(|(of, _)| *of == threshold) {
+                Some((_, set)) => set.clone(),
+                None => Arc::new(EndpointSet::new(state.members.clone(), threshold)),
+            };
+            sets.push((threshold, set.clone()));
+            cluster.endpoints.store(set);
         }
-        for member in &state.members {
-            healthy += i64::from(member.endpoint.health() != Health::Unhealthy);
-        }
-        self.stats.membership_total.set(i64::try_from(state.members.len()).unwrap_or(i64::MAX));
-        self.stats.membership_healthy.set(healthy);
+        let healthy = state.members.iter().filter(|member| member.endpoint.health() != Health::Unhealthy).count();
+        let gauge = |count| i64::try_from(count).unwrap_or(i64::MAX);
+        self.stats.membership_total.set(gauge(state.members.len()));
+        self.stats.membership_healthy.set(gauge(healthy));
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::fixture::{cluster, members};
+
+    #[test]
+    fn who_was_replaced_is_no_longer_heard() {
+        let cluster = Arc::new(cluster("a"));
+        let membership = Membership::new(&cluster);
+        membership.adopt(&cluster);
+        let (source, checker) = (membership.new_source(), membership.new_checker());
+        membership.replace(source, members(&[1, 1]));
+        let endpoint = cluster.endpoints.load().all()[0].endpoint.clone();
+        membership.set_health(checker, &endpoint, Health::Unhealthy);
+        assert_eq!(cluster.endpoints.load().usable().len(), 1);
+
+        membership.new_source();
+        membership.replace(source, members(&[1]));
+        membership.new_checker();
+        membership.forget_health();
+        membership.set_health(checker, &endpoint, Health::Unhealthy);
+        assert_eq!(cluster.endpoints.load().usable().len(), 2);
+        assert_eq!(cluster.stats.membership_change.value(), 1);
+    }
+
+    #[test]
+    fn each_generation_has_its_own_panic_threshold() {
+        let calm = Arc::new(cluster("a"));
+        let panicking = Arc::new(Cluster { healthy_panic_threshold: 100, ..cluster("a") });
+        let membership = Membership::new(&calm);
+        membership.adopt(&calm);
+        membership.adopt(&panicking);
+        membership.replace(membership.new_source(), members(&[1, 1]));
+        let endpoint = calm.endpoints.load().all()[0].endpoint.clone();
+        membership.set_health(membership.new_checker(), &endpoint, Health::Unhealthy);
+        assert_eq!((calm.endpoints.load().usable().len(), panicking.endpoints.load().usable().len()), (1, 2));
     }
 }

@@ -60,11 +60,10 @@ fn at_original_dst(
 ) -> Result<Arc<Endpoint>, SelectError> {
     let Some(destination) = original_dst else { return Err(SelectError::NoOriginalDst(cluster.name.clone())) };
     let address = EndpointAddr::new(destination.socket());
-    let runtime = &worker.shared.runtime;
-    if worker.balance.is_own_listener(&runtime.bound.load(), address) {
+    if worker.balance.is_own_listener(worker.shared.own_listeners.load().addresses(), address) {
         return Err(SelectError::OwnListener(address));
     }
-    let endpoint = worker.balance.on_demand(&cluster.name, address, &runtime.endpoints);
+    let endpoint = worker.balance.on_demand(&cluster.name, address, &worker.shared.runtime.endpoints);
     match endpoint.health() {
         Health::Unknown | Health::Healthy => Ok(endpoint),
         Health::Unhealthy => Err(SelectError::NoHealthyEndpoint(cluster.name.clone())),
@@ -75,6 +74,7 @@ fn at_original_dst(
 mod tests {
     use super::*;
     use crate::cluster::fixture::{address, cluster, cluster_of, members, shared, snapshot};
+    use crate::worker::OwnListeners;
 
     fn original_dst(text: &str) -> Option<OrigDstAddr> {
         Some(OrigDstAddr::new(text.parse().expect("address")))
@@ -147,10 +147,11 @@ mod tests {
     fn an_original_dst_cluster_refuses_the_agents_own_listeners() {
         let cluster = Arc::new(Cluster { discovery: Discovery::OriginalDst, ..cluster("passthrough") });
         let shared = shared(vec![cluster.clone()]);
-        shared.runtime.bound.store(Arc::new(vec!["0.0.0.0:40001".parse().expect("address")]));
+        let bound = vec!["0.0.0.0:40001".parse().expect("address")];
+        shared.own_listeners.store(Arc::new(OwnListeners::new(bound)));
         let worker = Worker::new(0, shared);
         // The fixture's listener is bound to 127.0.0.1:15001 and takes redirected connections.
-        for destination in ["127.0.0.1:15001", "[::1]:15001", "127.0.0.9:40001"] {
+        for destination in ["127.0.0.1:15001", "[::1]:15001", "0.0.0.0:15001", "127.0.0.9:40001"] {
             let error = select(&worker, &cluster, original_dst(destination), &[]).expect_err(destination);
             assert!(matches!(error, SelectError::OwnListener(_)), "{error}");
         }

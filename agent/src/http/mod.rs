@@ -2,17 +2,17 @@
 //!
 //! Before: the filter chain match. After: an endpoint of the cluster that the route named.
 
-pub(crate) mod check;
+pub mod check;
 mod chunk;
 pub mod connection;
 mod exchange;
 mod gate;
 mod head;
-pub(crate) mod headers;
+pub mod headers;
 mod meter;
 mod path;
 pub mod pool;
-pub(crate) mod refusal;
+mod refusal;
 mod reply;
 mod request_body;
 mod response_body;

@@ -50,6 +50,9 @@ stats!(
         detection_http2: Counter = "Connections detected as cleartext HTTP/2",
         detection_opaque: Counter = "Connections whose protocol was not recognised",
         detection_server_first: Counter = "Connections in which the server spoke first",
+        detection_early_cx_total: Counter = "Endpoints connected to while the client was silent",
+        detection_early_cx_unused: Counter = "Endpoints connected to early that the connection did not go to",
+        downstream_cx_accept_error: Counter = "Failed accept calls (out of file descriptors or memory)",
         tls_client_hello_too_large: Counter = "Connections closed because the ClientHello exceeded the limit",
     }
 );

@@ -6,11 +6,9 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use arc_swap::ArcSwap;
 use http::{HeaderValue, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -221,14 +219,8 @@ impl Proxy {
         let records = Arc::new(Records::default());
         let (control, drain) = channel();
         let snapshot = Arc::new(snapshot(clusters));
-        let shared = Arc::new(Shared {
-            snapshot: ArcSwap::new(snapshot.clone()),
-            runtime: Runtime::default(),
-            kernel: None,
-            records: records.clone(),
-            drain,
-            next_connection_id: AtomicU64::new(1),
-        });
+        let shared = Arc::new(Shared::new(snapshot.clone(), Runtime::default(), records.clone(), drain, 1));
+        shared.set_kernel(None);
         let worker = Rc::new(Worker::new(0, shared));
         let manager = Arc::new(manager);
         let ends = Rc::new(RefCell::new(Vec::new()));

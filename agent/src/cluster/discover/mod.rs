@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::endpoint::{EndpointRegistry, WeightedEndpoint};
-use super::membership::Membership;
+use super::membership::{Membership, Term};
 use super::{Discovery, DnsLookupFamily, DnsName};
 use crate::addr::EndpointAddr;
 
@@ -33,14 +33,14 @@ pub(super) async fn strict_dns(
     discovery: Discovery,
     resolver: Arc<Names>,
     registry: Arc<EndpointRegistry>,
-    membership: Arc<Membership>,
+    (membership, term): (Arc<Membership>, Term),
     answered: watch::Sender<bool>,
 ) {
     let Discovery::StrictDns { names, refresh_rate, respect_dns_ttl, lookup_family } = discovery else { return };
     let cadence = Cadence { refresh_rate, respect_dns_ttl };
     let resolved = Mutex::new(vec![None; names.len()]);
     let answers =
-        Answers { resolved, names: &names, registry: &registry, membership: &membership, answered: &answered };
+        Answers { resolved, names: &names, registry: &registry, membership: &membership, term, answered: &answered };
     if names.is_empty() {
         answers.publish(&[]);
     }
@@ -102,6 +102,7 @@ struct Answers<'a> {
     names: &'a [DnsName],
     registry: &'a EndpointRegistry,
     membership: &'a Membership,
+    term: Term,
     answered: &'a watch::Sender<bool>,
 }
 
@@ -136,7 +137,7 @@ impl Answers<'_> {
                 }
             }
         }
-        self.membership.replace(members);
+        self.membership.replace(self.term, members);
         if resolved.iter().all(Option::is_some) {
             self.answered.send_if_modified(|answered| !std::mem::replace(answered, true));
         }

@@ -247,7 +247,9 @@ impl RuntimeProvider for Stamped {
     ) -> Pin<Box<dyn Send + Future<Output = Result<Self::Tcp, io::Error>>>> {
         let shared = self.shared.clone();
         Box::pin(async move {
-            let connecting = open(shared.kernel.as_ref(), server);
+            // Not `kernel_attached`: the first answers are awaited before the kernel's side is attached, on the thread
+            // that attaches it; until then nothing is intercepted.
+            let connecting = open(shared.kernel(), server);
             // hickory's own default.
             let wait_for = wait_for.unwrap_or(Duration::from_secs(5));
             let stream = tokio::time::timeout(wait_for, connecting).await.map_err(io::Error::from)??;
@@ -261,5 +263,27 @@ impl RuntimeProvider for Stamped {
         server: SocketAddr,
     ) -> Pin<Box<dyn Send + Future<Output = Result<Self::Udp, io::Error>>>> {
         self.tokio.bind_udp(local, server)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::fixture::shared;
+
+    #[tokio::test]
+    async fn name_servers_are_found_when_resolv_conf_appears_or_changes() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("resolv.conf");
+        let names = Names::new("/nonexistent".into(), Servers::File(path.clone()), &shared(vec![]));
+        let error = names.resolve("a.test", DnsLookupFamily::Auto).await.expect_err("no file");
+        assert!(error.to_string().contains("resolv.conf: No such file"), "{error}");
+        assert!(names.resolve("localhost", DnsLookupFamily::Auto).await.is_ok(), "needs no server");
+
+        std::fs::write(&path, "nameserver 127.77.0.6\n").expect("write");
+        let first = names.resolver().expect("resolver");
+        assert!(Arc::ptr_eq(&first, &names.resolver().expect("resolver")));
+        std::fs::write(&path, "nameserver 127.77.0.7\n").expect("write");
+        assert!(!Arc::ptr_eq(&first, &names.resolver().expect("resolver")));
     }
 }

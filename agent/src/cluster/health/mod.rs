@@ -14,7 +14,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use super::endpoint::{Endpoint, Health};
-use super::membership::Membership;
+use super::membership::{Membership, Term};
 use super::{Cluster, HealthCheck, UpstreamProtocol};
 use crate::addr::EndpointAddr;
 use crate::worker::Shared;
@@ -29,6 +29,13 @@ pub(super) struct Plan {
     protocol: UpstreamProtocol,
 }
 
+/// What all checks of a cluster share.
+struct Round {
+    plan: Plan,
+    membership: Arc<Membership>,
+    term: Term,
+}
+
 impl Plan {
     /// The plan of `cluster`; `None` when it is not checked.
     pub fn of(cluster: &Cluster) -> Option<Self> {
@@ -38,8 +45,8 @@ impl Plan {
 }
 
 /// Checks the members of a cluster as they come and go. Ends only when it is aborted, and all checks with it.
-pub(super) async fn supervise(plan: Plan, membership: Arc<Membership>, shared: Arc<Shared>) {
-    let plan = Arc::new(plan);
+pub(super) async fn supervise(plan: Plan, membership: Arc<Membership>, term: Term, shared: Arc<Shared>) {
+    let round = Arc::new(Round { plan, membership: membership.clone(), term });
     let mut members = membership.endpoints();
     let mut checked: HashMap<EndpointAddr, (Arc<Endpoint>, Vec<AbortHandle>)> = HashMap::new();
     let mut tasks = JoinSet::new();
@@ -55,9 +62,9 @@ pub(super) async fn supervise(plan: Plan, membership: Arc<Membership>, shared: A
         });
         for (address, endpoint) in wanted {
             checked.entry(address).or_insert_with(|| {
-                let subject = Arc::new(Subject::new(&endpoint, &membership, &plan));
+                let subject = Arc::new(Subject::new(&endpoint, &round));
                 let start = |index| tasks.spawn(check(index, subject.clone(), shared.clone()));
-                (endpoint, (0..plan.checks.len()).map(start).collect())
+                (endpoint, (0..round.plan.checks.len()).map(start).collect())
             });
         }
         while tasks.try_join_next().is_some() {}
@@ -70,16 +77,15 @@ pub(super) async fn supervise(plan: Plan, membership: Arc<Membership>, shared: A
 /// One endpoint under check.
 struct Subject {
     endpoint: Arc<Endpoint>,
-    membership: Arc<Membership>,
-    plan: Arc<Plan>,
+    round: Arc<Round>,
     /// What each check says; the endpoint is as well as the worst of them.
     verdicts: Mutex<Vec<Health>>,
 }
 
 impl Subject {
-    fn new(endpoint: &Arc<Endpoint>, membership: &Arc<Membership>, plan: &Arc<Plan>) -> Self {
-        let verdicts = Mutex::new(vec![endpoint.health(); plan.checks.len()]);
-        Self { endpoint: endpoint.clone(), membership: membership.clone(), plan: plan.clone(), verdicts }
+    fn new(endpoint: &Arc<Endpoint>, round: &Arc<Round>) -> Self {
+        let verdicts = Mutex::new(vec![endpoint.health(); round.plan.checks.len()]);
+        Self { endpoint: endpoint.clone(), round: round.clone(), verdicts }
     }
 
     /// Takes over what the check `index` says now.
@@ -87,21 +93,22 @@ impl Subject {
         let mut verdicts = self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
         verdicts[index] = health;
         let worst = [Health::Unhealthy, Health::Unknown, Health::Healthy].into_iter().find(|h| verdicts.contains(h));
-        if let Some(worst) = worst.filter(|worst| *worst != self.endpoint.health()) {
-            self.endpoint.set_health(worst);
-            self.membership.health_changed();
+        if let Some(worst) = worst {
+            self.round.membership.set_health(self.round.term, &self.endpoint, worst);
         }
     }
 }
 
 /// One check of one endpoint, for ever.
 async fn check(index: usize, subject: Arc<Subject>, shared: Arc<Shared>) {
-    let check = &subject.plan.checks[index];
-    let stats = &subject.membership.stats;
+    let check = &subject.round.plan.checks[index];
+    let stats = &subject.round.membership.stats;
     let mut state = State::resume(subject.endpoint.health());
+    // Before the kernel's side is attached it is not known whether sockets have to be stamped.
+    let kernel = shared.kernel_attached().await;
     loop {
         stats.health_check_attempt.inc();
-        let probing = probe::probe(check, &subject, shared.kernel.as_ref());
+        let probing = probe::probe(check, &subject, kernel);
         let result = timeout(check.timeout, probing).await.unwrap_or(Err(Failure::Timeout));
         match &result {
             Ok(()) => stats.health_check_success.inc(),
@@ -114,18 +121,20 @@ async fn check(index: usize, subject: Arc<Subject>, shared: Arc<Shared>) {
         }
         let verdict = result.as_ref().map_or_else(Failure::verdict, |()| Verdict::Pass);
         if let Some(transition) = state.observe(verdict, check.healthy_threshold, check.unhealthy_threshold) {
-            report(&subject, &transition, result.err());
+            let (address, cluster) = (subject.endpoint.address, &subject.round.membership.cluster);
+            tracing::info!("{}", announcement(address, cluster, &transition, result.as_ref().err()));
             subject.settle(index, transition.to);
         }
         sleep(check.interval + check.interval_jitter.mul_f64(rand::random())).await;
     }
 }
 
-fn report(subject: &Subject, transition: &Transition, failure: Option<Failure>) {
-    let (address, cluster, why) = (subject.endpoint.address, &subject.membership.cluster, transition.why);
+/// A change of health in words.
+fn announcement(address: EndpointAddr, cluster: &str, transition: &Transition, failure: Option<&Failure>) -> String {
+    let why = transition.why;
     match failure {
-        Some(failure) => tracing::info!("endpoint {address} of cluster {cluster} is unhealthy: {failure} ({why})"),
-        None => tracing::info!("endpoint {address} of cluster {cluster} is healthy ({why})"),
+        Some(failure) => format!("endpoint {address} of cluster {cluster} is unhealthy: {failure} ({why})"),
+        None => format!("endpoint {address} of cluster {cluster} is healthy ({why})"),
     }
 }
 

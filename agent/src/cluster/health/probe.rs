@@ -7,6 +7,7 @@ use std::fmt;
 use std::io;
 
 use bytes::Bytes;
+use http::uri::Authority;
 use http::{HeaderValue, Request, StatusCode, Uri, header};
 use http_body_util::Empty;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -88,13 +89,22 @@ pub(super) async fn probe(check: &HealthCheck, subject: &Subject, kernel: Option
     match &check.kind {
         HealthCheckKind::Tcp { send, receive } => tcp(stream, send.as_deref(), receive).await,
         HealthCheckKind::Http { path, host, expected_statuses, retriable_statuses } => {
-            let host = host.as_deref().unwrap_or(&subject.membership.cluster);
-            let status = match subject.plan.protocol {
-                UpstreamProtocol::Http1 | UpstreamProtocol::Downstream => http1(stream, path, host).await?,
-                UpstreamProtocol::Http2 => http2(stream, path, host).await?,
+            let host = host.clone().unwrap_or_else(|| default_host(subject));
+            let status = match subject.round.plan.protocol {
+                UpstreamProtocol::Http1 | UpstreamProtocol::Downstream => http1(stream, path, &host).await?,
+                UpstreamProtocol::Http2 => http2(stream, path, &host).await?,
             };
             judge(status, expected_statuses, retriable_statuses)
         }
+    }
+}
+
+/// The cluster's name, as in Envoy; the endpoint's address where the name (`outbound|80||shop`) could be no host.
+fn default_host(subject: &Subject) -> String {
+    let name = &*subject.round.membership.cluster;
+    match name.parse::<Authority>() {
+        Ok(_) => name.to_owned(),
+        Err(_) => subject.endpoint.address.to_string(),
     }
 }
 

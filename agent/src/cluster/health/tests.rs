@@ -101,6 +101,33 @@ fn serve_http(listener: TcpListener, status: Arc<AtomicU16>, protocol: UpstreamP
     })
 }
 
+#[test]
+fn a_change_of_health_is_told_with_its_reason() {
+    let address = EndpointAddr::new("127.0.0.1:9001".parse().expect("address"));
+    let refused = || std::io::Error::from_raw_os_error(111);
+    for (results, failure, told) in [
+        (&[Verdict::Pass][..], None, "healthy (first check)"),
+        (&[Verdict::Fail], Some(Failure::Timeout), "unhealthy: timeout (first check)"),
+        (
+            &[Verdict::Pass, Verdict::FailAtOnce],
+            Some(Failure::Status(http::StatusCode::SERVICE_UNAVAILABLE)),
+            "unhealthy: status 503 (at once)",
+        ),
+        (&[Verdict::Fail, Verdict::Pass, Verdict::Pass], None, "healthy (2 of 2)"),
+        (
+            &[Verdict::Pass, Verdict::Fail, Verdict::Fail, Verdict::Fail],
+            Some(Failure::Network(refused())),
+            "unhealthy: connection refused (3 of 3)",
+        ),
+    ] {
+        let mut state = State::resume(Health::Unknown);
+        let last = results.iter().map(|verdict| state.observe(*verdict, 2, 3)).last();
+        let transition = last.flatten().expect("the last result changes it");
+        let told_so = announcement(address, "shop", &transition, failure.as_ref());
+        assert_eq!(told_so, format!("endpoint 127.0.0.1:9001 of cluster shop is {told}"));
+    }
+}
+
 #[tokio::test]
 async fn an_endpoint_that_dies_takes_no_traffic_until_it_is_back() {
     // At an address of its own, so that no other test is given the port meanwhile.

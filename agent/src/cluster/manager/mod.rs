@@ -15,7 +15,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::discover::{self, Names};
 use super::health::{self, Plan};
-use super::membership::Membership;
+use super::membership::{Membership, Term};
 use super::on_demand::OnDemand;
 use super::{Cluster, Discovery};
 use crate::snapshot::Snapshot;
@@ -39,8 +39,8 @@ struct Running {
     membership: Arc<Membership>,
     discovery: Discovery,
     plan: Option<Plan>,
-    /// `strict_dns`: its resolver; `original_dst`: its broom.
-    _source: Option<Task>,
+    /// Who says what the members are: the configuration, a resolver (`strict_dns`) or a broom (`original_dst`).
+    source: (Term, Option<Task>),
     checker: Option<Task>,
 }
 
@@ -111,36 +111,39 @@ impl ClusterManager {
             Some(Running { membership, plan, checker, .. }) => (membership, plan, checker),
             None => (Membership::new(cluster), None, None),
         };
+        let term = membership.new_source();
         let mut answered = None;
-        let source = match &cluster.discovery {
+        let task = match &cluster.discovery {
             Discovery::Static => None,
             Discovery::OriginalDst => {
                 let endpoints = self.shared.runtime.endpoints.on_demand(&cluster.name);
-                Some(Task::spawn(sweep(endpoints, membership.clone())))
+                Some(Task::spawn(sweep(endpoints, membership.clone(), term)))
             }
             discovery @ Discovery::StrictDns { .. } => {
                 let (sender, receiver) = watch::channel(false);
                 answered = Some(receiver);
                 let (names, registry) = (self.names.clone(), self.shared.runtime.endpoints.clone());
-                let resolver = discover::strict_dns(discovery.clone(), names, registry, membership.clone(), sender);
+                let members = (membership.clone(), term);
+                let resolver = discover::strict_dns(discovery.clone(), names, registry, members, sender);
                 Some(Task::spawn(resolver))
             }
         };
         let discovery = cluster.discovery.clone();
-        (Running { membership, discovery, plan, _source: source, checker }, answered)
+        (Running { membership, discovery, plan, source: (term, task), checker }, answered)
     }
 
     /// Hands `cluster` the endpoints, and starts, keeps or stops their checks.
     fn bring_up_to_date(&self, running: &mut Running, cluster: &Arc<Cluster>) {
         let membership = &running.membership;
         if cluster.discovery == Discovery::Static {
-            membership.replace(cluster.endpoints.load().all().to_vec());
+            membership.replace(running.source.0, cluster.endpoints.load().all().to_vec());
         }
         let plan = Plan::of(cluster);
         if plan != running.plan {
+            let term = membership.new_checker();
             running.checker = plan.clone().map(|plan| {
                 let shared = self.shared.clone();
-                Task::spawn(health::supervise(plan, membership.clone(), shared))
+                Task::spawn(health::supervise(plan, membership.clone(), term, shared))
             });
             running.plan = plan;
         }
@@ -152,12 +155,12 @@ impl ClusterManager {
 }
 
 /// Sweeps unused endpoints out, for ever.
-async fn sweep(endpoints: Arc<OnDemand>, membership: Arc<Membership>) {
+async fn sweep(endpoints: Arc<OnDemand>, membership: Arc<Membership>, term: Term) {
     let mut ticks = interval(CLEANUP_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        membership.replace(endpoints.sweep());
+        membership.replace(term, endpoints.sweep());
     }
 }
 

@@ -1,0 +1,58 @@
+//! Reads a socket's first bytes and leaves them where they are.
+//!
+//! Readiness is edge-triggered, and bytes that were only peeked at keep a socket readable: who waits for "readable"
+//! again gets the same bytes again, at once, for ever. So a peek that brings nothing new counts as "would block", which
+//! makes the runtime forget the readiness; the kernel raises a new edge for every segment that arrives after it.
+
+use std::io;
+
+use rustix::net::{RecvFlags, recv};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+use crate::worker::Worker;
+
+/// What a peek brought.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Peeked<R> {
+    /// More bytes than before.
+    More {
+        /// All of them, those seen before included.
+        bytes: usize,
+        /// What the caller's look at them returned.
+        look: R,
+    },
+    /// The client has closed its side: there are no bytes but those already seen.
+    Ended,
+}
+
+/// Waits until the client has sent more than `seen` bytes, and looks at all of them.
+///
+/// # Errors
+/// The socket's: the client reset the connection.
+pub async fn beyond<R>(
+    stream: &TcpStream,
+    worker: &Worker,
+    seen: usize,
+    mut look: impl FnMut(&[u8]) -> R,
+) -> io::Result<Peeked<R>> {
+    loop {
+        let ready = stream.ready(Interest::READABLE).await?;
+        let peeked = stream.try_io(Interest::READABLE, || {
+            worker.with_scratch(|scratch| {
+                let (bytes, _) = recv(stream, &mut *scratch, RecvFlags::PEEK)?;
+                if bytes > seen {
+                    Ok(Peeked::More { bytes, look: look(&scratch[..bytes]) })
+                } else if bytes == 0 || ready.is_read_closed() {
+                    Ok(Peeked::Ended)
+                } else {
+                    Err(io::ErrorKind::WouldBlock.into())
+                }
+            })
+        });
+        match peeked {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            peeked => return peeked,
+        }
+    }
+}

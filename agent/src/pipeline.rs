@@ -1,0 +1,241 @@
+//! The way of a connection. Read this first: all branching of the data path is here, the straight lines are in the
+//! modules it calls.
+//!
+//! Before: [`crate::server`], whose workers accept. After: [`crate::tcp`] or [`crate::http`]. Whatever happens to a
+//! connection on its way, it ends in exactly one [`ConnectionRecord`].
+
+pub mod detect;
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::net::TcpStream;
+
+use crate::addr::{ClientAddr, OrigDstAddr};
+use crate::drain::Open;
+use crate::http::{self, ConnectionContext, HttpConnectionManager};
+use crate::kernel::Handover;
+use crate::listener::chain::ConnectionFacts;
+use crate::listener::filter::Detected;
+use crate::listener::{HandOff, Listener, NetworkFilter};
+use crate::snapshot::Snapshot;
+use crate::tcp::{self, proxy::Job, reset_on_drop};
+use crate::telemetry::ResponseFlags;
+use crate::telemetry::metric::Active;
+use crate::telemetry::record::{ConnectionInfo, ConnectionRecord, Recording};
+use crate::telemetry::stats::ListenerStats;
+use crate::worker::Worker;
+
+use detect::Detection;
+
+/// How long the connection manager may take to end by itself once everything has to close.
+const HTTP_CLOSE_GRACE: Duration = Duration::from_millis(200);
+
+/// A connection that a worker accepted.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The accepted socket.
+    pub stream: TcpStream,
+    /// Its peer.
+    pub client: ClientAddr,
+    /// Its own address.
+    pub local: SocketAddr,
+    /// The listener whose socket accepted it.
+    pub listener: Arc<Listener>,
+    /// The configuration it keeps for its life.
+    pub snapshot: Arc<Snapshot>,
+    /// Counts it as open.
+    pub open: Open,
+}
+
+/// Why a connection was not served.
+#[derive(Debug)]
+struct Refusal {
+    flags: ResponseFlags,
+    details: String,
+}
+
+impl Refusal {
+    fn new(flags: ResponseFlags, details: impl Into<String>) -> Self {
+        Self { flags, details: details.into() }
+    }
+}
+
+/// Serves one connection, from accept to close.
+pub async fn serve(accepted: Accepted, worker: Rc<Worker>) {
+    let mut record = Recording::new(accepted.record(&worker), worker.shared.records.clone());
+    let _total = Active::new(&worker.shared.runtime.stats.server.total_connections);
+    let handover = tokio::select! {
+        handover = resolve(&accepted, &worker) => handover,
+        () = worker.shared.drain.closing() => return,
+    };
+    let served = match handover {
+        Ok(handover) => route(accepted, handover, &mut record, &worker).await,
+        Err(refusal) => {
+            reset_on_drop(&accepted.stream);
+            Err(refusal)
+        }
+    };
+    if let Err(refusal) = served {
+        record.flags.insert(refusal.flags);
+        record.details = Some(refusal.details);
+    }
+}
+
+impl Accepted {
+    fn record(&self, worker: &Worker) -> ConnectionRecord {
+        ConnectionRecord {
+            info: ConnectionInfo {
+                connection_id: worker.shared.connection_id(),
+                client: self.client,
+                local: self.local,
+                original_dst: None,
+                process: None,
+                listener: Some(self.listener.name.clone()),
+                filter_chain: None,
+                server_name: None,
+            },
+            start: SystemTime::now(),
+            detected: None,
+            server_first: false,
+            cluster: None,
+            endpoint: None,
+            bytes_received: 0,
+            bytes_sent: 0,
+            requests: 0,
+            flags: ResponseFlags::NONE,
+            details: None,
+            duration: Duration::ZERO,
+        }
+    }
+}
+
+/// Where the connection was going before the kernel redirected it; `None` on a listener that is addressed directly.
+async fn resolve(accepted: &Accepted, worker: &Worker) -> Result<Option<Handover>, Refusal> {
+    if accepted.listener.hand_off == HandOff::Stay {
+        return Ok(None);
+    }
+    let stats = &accepted.listener.stats;
+    let handover = match worker.shared.kernel_attached().await {
+        Some(kernel) => kernel.handover(&accepted.stream).unwrap_or_else(|error| {
+            tracing::warn!(%error, client = %accepted.client, "reading the original destination");
+            None
+        }),
+        None => None,
+    };
+    // Without one it did not come through the kernel: anybody could use the agent as an open proxy.
+    let Some(handover) = handover else {
+        stats.downstream_cx_no_original_dst.inc();
+        return Err(Refusal::new(ResponseFlags::NONE, "no original destination: the kernel had not redirected it"));
+    };
+    if worker.shared.own_listeners.load().contains(crate::addr::canonical(handover.original_dst)) {
+        stats.downstream_cx_self_connect.inc();
+        let details = format!("{} is one of the agent's own listeners", handover.original_dst);
+        return Err(Refusal::new(ResponseFlags::NONE, details));
+    }
+    Ok(Some(handover))
+}
+
+/// From the original destination to the end: listener, filter chain, network filter.
+async fn route(
+    accepted: Accepted,
+    handover: Option<Handover>,
+    record: &mut Recording<ConnectionRecord>,
+    worker: &Rc<Worker>,
+) -> Result<(), Refusal> {
+    let Accepted { stream, client, local, listener: accepting, snapshot, open: _open } = accepted;
+    let original_dst = handover.as_ref().map(|handover| OrigDstAddr::new(handover.original_dst));
+    record.info.original_dst = original_dst;
+    record.info.process = handover.map(|handover| Arc::new(handover.process));
+    let destination = original_dst.unwrap_or_else(|| OrigDstAddr::new(local));
+    let (listener, _) = snapshot.listeners.dispatch(&accepting, destination);
+    record.info.listener = Some(listener.name.clone());
+    let _counted = Counted::new(&listener.stats);
+
+    let mut facts = ConnectionFacts::raw(destination, client);
+    let Detection { findings, early, server_first } =
+        match detect::detect(&stream, listener, &facts, original_dst, worker).await {
+            Ok(detection) => detection,
+            Err(ended) => {
+                reset_on_drop(&stream);
+                return Err(Refusal::new(ended.flags(), ended.to_string()));
+            }
+        };
+    findings.apply(&mut facts);
+    record.detected = findings.detected.map(Detected::name);
+    record.server_first = server_first;
+    record.info.server_name = findings.server_name.as_deref().map(Arc::from);
+
+    let Some(chain) = listener.chains.find(&facts) else {
+        reset_on_drop(&stream);
+        listener.stats.no_filter_chain_match.inc();
+        return Err(Refusal::new(ResponseFlags::NO_ROUTE, "filter_chain_not_found"));
+    };
+    record.info.filter_chain = Some(chain.label().into());
+    match &chain.filter {
+        NetworkFilter::Tcp(tcp) => {
+            let early = early.filter(|early| early.serves(chain));
+            let job = Job { tcp, original_dst, early, stats: &listener.stats };
+            tcp::proxy::serve(stream, job, record, worker).await;
+        }
+        NetworkFilter::Http(manager) => {
+            drop(early);
+            let context = ConnectionContext {
+                info: record.info.clone(),
+                snapshot: snapshot.clone(),
+                detected: findings.detected,
+            };
+            http(stream, context, manager, &listener.stats, record, worker).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Hands the connection to the connection manager and takes over into the record how it ended.
+async fn http(
+    stream: TcpStream,
+    context: ConnectionContext,
+    manager: &Arc<HttpConnectionManager>,
+    stats: &ListenerStats,
+    record: &mut ConnectionRecord,
+    worker: &Rc<Worker>,
+) -> Result<(), Refusal> {
+    let closing = async {
+        worker.shared.drain.closing().await;
+        tokio::time::sleep(HTTP_CLOSE_GRACE).await;
+    };
+    let end = tokio::select! {
+        end = http::connection::serve(stream, context, manager.clone(), worker.clone()) => end,
+        () = closing => return Err(Refusal::new(ResponseFlags::LOCAL_RESET, "drain deadline")),
+    };
+    stats.downstream_cx_rx_bytes_total.add(end.bytes_received);
+    stats.downstream_cx_tx_bytes_total.add(end.bytes_sent);
+    record.bytes_received = end.bytes_received;
+    record.bytes_sent = end.bytes_sent;
+    record.requests = end.requests;
+    record.flags.insert(end.flags);
+    record.details = end.details;
+    Ok(())
+}
+
+/// Counts a connection in the statistics of the listener that serves it, until it is dropped.
+struct Counted<'a> {
+    stats: &'a ListenerStats,
+    since: Instant,
+    _active: Active<'a>,
+}
+
+impl<'a> Counted<'a> {
+    fn new(stats: &'a ListenerStats) -> Self {
+        stats.downstream_cx_total.inc();
+        Self { stats, since: Instant::now(), _active: Active::new(&stats.downstream_cx_active) }
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.stats.downstream_cx_length.observe(self.since.elapsed());
+    }
+}

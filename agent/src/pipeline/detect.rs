@@ -1,0 +1,202 @@
+//! Protocol detection: runs the listener filters over the client's first bytes, and lets the endpoint decide when it
+//! speaks before the client does.
+//!
+//! Before: the listener was found. After: the filter chain match. Server-speaks-first protocols (MySQL, SMTP, ...) would
+//! wait for the timeout here, so a silent client makes the agent connect early for the chain that would be chosen if
+//! nothing more became known; whoever speaks first decides.
+
+use std::cell::{Cell, RefCell};
+use std::future::pending;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpStream;
+use tokio::time::sleep;
+
+use crate::addr::OrigDstAddr;
+use crate::listener::chain::ConnectionFacts;
+use crate::listener::filter::peek::{self, Peeked};
+use crate::listener::filter::{Detected, Findings, Inspection, Step};
+use crate::listener::{Listener, ListenerFilter, NetworkFilter, OnFiltersTimeout};
+use crate::tcp::early::Early;
+use crate::telemetry::ResponseFlags;
+use crate::telemetry::metric::Active;
+use crate::telemetry::stats::ListenerStats;
+use crate::worker::Worker;
+
+/// A client that is silent for so long may be waiting for the server. The clients of a transparent proxy are on this
+/// host: one that speaks first does so within a few turns of the scheduler (3 ms each at most) after `connect` returned,
+/// while those that wait for the server pay this delay once for each connection.
+const SILENCE_GRACE: Duration = Duration::from_millis(10);
+
+/// What detection brought.
+#[derive(Debug)]
+pub struct Detection {
+    /// Of the listener filters.
+    pub findings: Findings,
+    /// The early connection, whoever decided.
+    pub early: Option<Early>,
+    /// The endpoint decided.
+    pub server_first: bool,
+}
+
+/// Why the connection ended before its protocol was known.
+#[derive(Debug, thiserror::Error)]
+pub enum Ended {
+    /// Flag DC.
+    #[error("client reset the connection during protocol detection")]
+    Reset(#[source] std::io::Error),
+    /// Flag DC.
+    #[error("client closed the connection before it sent anything")]
+    Closed,
+    /// The listener does not go on after the timeout.
+    #[error("listener filters timed out")]
+    Timeout,
+    /// The limit of a listener filter.
+    #[error("{} reached its limit", .0.name())]
+    TooLarge(ListenerFilter),
+    /// The agent shuts down.
+    #[error("drain deadline")]
+    Closing,
+}
+
+impl Ended {
+    /// For the record.
+    pub fn flags(&self) -> ResponseFlags {
+        match self {
+            Self::Reset(_) | Self::Closed => ResponseFlags::DOWNSTREAM_TERMINATION,
+            Self::TooLarge(_) => ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR,
+            Self::Timeout => ResponseFlags::NONE,
+            Self::Closing => ResponseFlags::LOCAL_RESET,
+        }
+    }
+}
+
+/// How the client's side of detection ended.
+enum Decided {
+    ByFilters,
+    /// No more bytes will come, and the filters would need them.
+    ByEnd {
+        silent: bool,
+    },
+}
+
+/// Runs the listener filters of `listener` over `stream`. `facts` are those of a connection of which nothing is known.
+pub async fn detect(
+    stream: &TcpStream,
+    listener: &Listener,
+    facts: &ConnectionFacts,
+    original_dst: Option<OrigDstAddr>,
+    worker: &Rc<Worker>,
+) -> Result<Detection, Ended> {
+    let inspection = RefCell::new(Inspection::new(&listener.listener_filters));
+    if inspection.borrow().is_decided() {
+        return Ok(Detection { findings: Findings::default(), early: None, server_first: false });
+    }
+    let stats = &listener.stats;
+    let _detecting = Active::new(&stats.downstream_pre_cx_active);
+    let started = Instant::now();
+    // Only a TCP proxy is raced for: an HTTP server never speaks first.
+    let unknown = listener.chains.find(facts).filter(|chain| matches!(chain.filter, NetworkFilter::Tcp(_)));
+    let spoke = Cell::new(false);
+    let mut early: Option<Early> = None;
+    let raced = {
+        let mut client = std::pin::pin!(client_side(stream, &inspection, &spoke, worker));
+        let mut grace = std::pin::pin!(sleep(SILENCE_GRACE));
+        let mut timeout = std::pin::pin!(timeout(listener.listener_filters_timeout));
+        let mut waited = false;
+        loop {
+            tokio::select! {
+                biased;
+                decided = &mut client => break decided.map(|decided| (decided, false)),
+                () = &mut grace, if !waited => {
+                    waited = true;
+                    if let (false, Some(chain)) = (spoke.get(), unknown) {
+                        early = Early::begin(worker, listener, chain, original_dst);
+                    }
+                }
+                () = speaks(&mut early, worker) => break Ok((Decided::ByFilters, true)),
+                () = &mut timeout => break timed_out(listener).map(|()| (Decided::ByFilters, false)),
+                () = worker.shared.drain.closing() => break Err(Ended::Closing),
+            }
+        }
+    };
+    stats.detection_time.observe(started.elapsed());
+    let findings = inspection.into_inner().findings().clone();
+    match raced {
+        // Nobody wants anything, unless the endpoint would have spoken to a client that has nothing to say.
+        Ok((Decided::ByEnd { silent: true }, _)) if unknown.is_none() => Err(Ended::Closed),
+        Ok((_, server_first)) => {
+            count(stats, &findings, server_first);
+            Ok(Detection { findings, early, server_first })
+        }
+        Err(ended) => Err(ended),
+    }
+    .inspect_err(|ended| count_ended(stats, ended))
+}
+
+/// Feeds the listener filters with the client's bytes until they know.
+async fn client_side(
+    stream: &TcpStream,
+    inspection: &RefCell<Inspection<'_>>,
+    spoke: &Cell<bool>,
+    worker: &Worker,
+) -> Result<Decided, Ended> {
+    let mut seen = 0;
+    loop {
+        let look = |bytes: &[u8]| inspection.borrow_mut().look(bytes);
+        match peek::beyond(stream, worker, seen, look).await.map_err(Ended::Reset)? {
+            Peeked::More { look: Step::Decided, .. } => return Ok(Decided::ByFilters),
+            Peeked::More { look: Step::TooLarge(filter), .. } => return Err(Ended::TooLarge(filter)),
+            Peeked::More { look: Step::NeedMore, bytes } => {
+                spoke.set(true);
+                seen = bytes;
+            }
+            Peeked::Ended => return Ok(Decided::ByEnd { silent: seen == 0 }),
+        }
+    }
+}
+
+async fn speaks(early: &mut Option<Early>, worker: &Worker) {
+    match early {
+        Some(early) => early.speaks(worker).await,
+        None => pending().await,
+    }
+}
+
+async fn timeout(after: Option<Duration>) {
+    match after {
+        Some(after) => sleep(after).await,
+        None => pending().await,
+    }
+}
+
+fn timed_out(listener: &Listener) -> Result<(), Ended> {
+    listener.stats.downstream_pre_cx_timeout.inc();
+    match listener.on_filters_timeout {
+        OnFiltersTimeout::Continue => Ok(()),
+        OnFiltersTimeout::Close => Err(Ended::Timeout),
+    }
+}
+
+fn count(stats: &ListenerStats, findings: &Findings, server_first: bool) {
+    match findings.detected {
+        _ if server_first => stats.detection_server_first.inc(),
+        Some(Detected::Tls) => stats.detection_tls.inc(),
+        Some(Detected::Http10) => stats.detection_http10.inc(),
+        Some(Detected::Http11) => stats.detection_http11.inc(),
+        Some(Detected::H2c) => stats.detection_http2.inc(),
+        None => stats.detection_opaque.inc(),
+    }
+}
+
+fn count_ended(stats: &ListenerStats, ended: &Ended) {
+    match ended {
+        Ended::Reset(_) | Ended::Closed => stats.downstream_listener_filter_remote_close.inc(),
+        Ended::TooLarge(ListenerFilter::TlsInspector) => stats.tls_client_hello_too_large.inc(),
+        Ended::TooLarge(ListenerFilter::HttpInspector) => stats.downstream_listener_filter_error.inc(),
+        // Counted when it happened.
+        Ended::Timeout => {}
+        Ended::Closing => {}
+    }
+}

@@ -1,0 +1,149 @@
+//! The kernel's side in the life of the agent: attached last, kept alive by a heartbeat, stopped first.
+//!
+//! Before: [`super`], once workers accept. After: [`crate::kernel`].
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::path::{Path, PathBuf};
+
+use crate::kernel::{InterceptOptions, Interception, KernelError, cgroup};
+use crate::listener::{HandOff, Listener};
+use crate::snapshot::Intercept;
+use crate::worker::Shared;
+
+/// Attached hooks, and what is known of the workers they depend on.
+pub struct Attached {
+    interception: Interception,
+    stalled: bool,
+}
+
+/// What to intercept, for listeners bound to these addresses.
+///
+/// # Errors
+/// There is no cgroup2 mount.
+pub fn options<'a>(
+    intercept: &Intercept,
+    cgroup_override: Option<&Path>,
+    bound: impl Iterator<Item = (&'a Listener, &'a [SocketAddr])>,
+) -> Result<InterceptOptions, KernelError> {
+    let cgroup = match cgroup_override {
+        Some(path) => path.to_owned(),
+        None => below(&cgroup::mount_point()?, &intercept.cgroup),
+    };
+    let (mut redirect_v4, mut redirect_v6, mut own_listeners) = (None, None, Vec::new());
+    for (listener, addresses) in bound {
+        own_listeners.extend_from_slice(addresses);
+        if listener.hand_off != HandOff::ByOriginalDst {
+            continue;
+        }
+        for address in addresses {
+            match reachable(*address) {
+                SocketAddr::V4(address) => _ = redirect_v4.get_or_insert(address),
+                SocketAddr::V6(address) => _ = redirect_v6.get_or_insert(address),
+            }
+        }
+    }
+    Ok(InterceptOptions {
+        cgroup,
+        redirect_v4,
+        redirect_v6,
+        own_listeners,
+        policy: intercept.policy.clone(),
+        on_agent_loss: intercept.on_agent_loss,
+        handover_entries: intercept.handover_entries,
+        heartbeat_loss: crate::kernel::HEARTBEAT_LOSS,
+    })
+}
+
+/// The configured path counts from the mount, wherever that is.
+fn below(mount: &Path, configured: &Path) -> PathBuf {
+    match configured.strip_prefix("/") {
+        Ok(relative) if relative.as_os_str().is_empty() => mount.to_owned(),
+        Ok(relative) => mount.join(relative),
+        Err(_) => mount.join(configured),
+    }
+}
+
+/// Nobody connects to a wildcard address; loopback leads to the same socket.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => SocketAddrV4::new(Ipv4Addr::LOCALHOST, address.port()).into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => SocketAddrV6::new(Ipv6Addr::LOCALHOST, address.port(), 0, 0).into(),
+        IpAddr::V4(_) | IpAddr::V6(_) => address,
+    }
+}
+
+impl Attached {
+    /// Attaches, and gives the workers their handle.
+    ///
+    /// # Errors
+    /// The kernel's; nothing stays attached.
+    pub fn new(options: &InterceptOptions, shared: &Shared) -> Result<Self, KernelError> {
+        let interception = Interception::attach(options)?;
+        shared.set_kernel(Some(interception.kernel()));
+        Ok(Self { interception, stalled: false })
+    }
+
+    /// Tells the kernel that the agent is alive, if it is: every worker's loop turned lately.
+    pub fn heartbeat(&mut self, shared: &Shared) {
+        let stalled = shared.stalled_workers();
+        if stalled.is_empty() {
+            if std::mem::take(&mut self.stalled) {
+                tracing::info!("all workers turn again");
+            }
+            if let Err(error) = self.interception.heartbeat() {
+                tracing::error!(%error, "the heartbeat cannot be written: the kernel will take the agent for lost");
+            }
+        } else if !self.stalled {
+            self.stalled = true;
+            shared.runtime.stats.server.worker_stalled.inc();
+            tracing::error!(workers = ?stalled, "workers do not turn: no heartbeat until they do");
+        }
+    }
+
+    /// Puts another policy in force.
+    ///
+    /// # Errors
+    /// The old one stays.
+    pub fn replace_policy(&mut self, intercept: &Intercept) -> Result<(), KernelError> {
+        self.interception.replace_policy(&intercept.policy)
+    }
+
+    /// From now on connects go where they always went.
+    pub fn stop_redirecting(&self) {
+        if let Err(error) = self.interception.stop_redirecting() {
+            tracing::error!(%error, "redirection cannot be switched off before the end");
+        }
+    }
+
+    /// Takes everything out of the kernel.
+    pub fn detach(self) {
+        if let Err(error) = self.interception.detach() {
+            tracing::error!(%error, "something is left in the kernel: `waylay detach` removes it");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configured_cgroup_counts_from_the_mount() {
+        for (configured, expected) in [("/", "/m"), ("/user.slice", "/m/user.slice"), ("a/b", "/m/a/b")] {
+            assert_eq!(below(Path::new("/m"), Path::new(configured)), Path::new(expected), "{configured}");
+        }
+    }
+
+    #[test]
+    fn connections_are_redirected_to_an_address_that_can_be_connected_to() {
+        for (bound, expected) in [
+            ("0.0.0.0:1", "127.0.0.1:1"),
+            ("[::]:1", "[::1]:1"),
+            ("127.0.0.2:1", "127.0.0.2:1"),
+            ("[::1]:1", "[::1]:1"),
+        ] {
+            let bound: SocketAddr = bound.parse().expect("address");
+            assert_eq!(reachable(bound).to_string(), expected);
+        }
+    }
+}

@@ -1,0 +1,376 @@
+//! The agent as a whole: [`Server::new`] binds and attaches and can fail, [`Server::run`] serves until it is stopped.
+//!
+//! Before: the command line. After: [`crate::pipeline`], on the workers. The main thread runs what is not the data path:
+//! signals, reload, heartbeat, clusters' health and discovery.
+
+mod accept;
+mod bind;
+mod interception;
+mod life;
+mod reload;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::cluster::manager::ClusterManager;
+use crate::drain::{self, DrainControl};
+use crate::kernel::KernelError;
+use crate::listener::Listener;
+use crate::snapshot::{Runtime, Snapshot};
+use crate::telemetry::record::RecordSink;
+use crate::worker::{OwnListeners, Shared};
+
+pub use bind::{BindError, Ports};
+
+use accept::WorkerThread;
+use bind::{Bound, bind};
+use interception::Attached;
+
+/// Commands that wait for the main thread. They come from people; more at once are a mistake.
+const COMMANDS_MAX: usize = 16;
+
+/// How the agent is run.
+#[derive(Clone, Debug, Default)]
+pub struct ServerOptions {
+    /// Workers; one per CPU that the process may use by default.
+    pub concurrency: Option<usize>,
+    /// Intercept this cgroup (an absolute path) instead of the configured one.
+    pub cgroup_override: Option<PathBuf>,
+    /// Which ports listeners are bound to.
+    pub ports: Ports,
+    /// Who handles signals.
+    pub signals: SignalHandling,
+}
+
+/// Who handles SIGTERM, SIGINT and SIGHUP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SignalHandling {
+    /// The server.
+    #[default]
+    Server,
+    /// Whoever runs the server in the background of a process of its own.
+    Caller,
+}
+
+/// Makes a snapshot, with the version it is given. Called once at the start and for every reload.
+pub type Loader = Arc<dyn Fn(&Runtime, u64) -> Result<Snapshot, LoadError> + Send + Sync>;
+
+/// All that is wrong with a configuration, one problem a line.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct LoadError(pub String);
+
+/// Why the agent does not start, or not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// See the text.
+    #[error("{0}")]
+    Config(LoadError),
+    /// See the source.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// See the source.
+    #[error("intercepting connections")]
+    Kernel(#[from] KernelError),
+    /// Threads, runtimes, signal handlers.
+    #[error("{doing}")]
+    Start {
+        /// What.
+        doing: &'static str,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The thread that ran the server is gone.
+    #[error("the agent's main thread panicked")]
+    Panicked,
+}
+
+impl ServerError {
+    fn start(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Start { doing, source }
+    }
+}
+
+/// What the main thread is asked to do.
+#[derive(Debug)]
+enum Command {
+    Reload(oneshot::Sender<Result<u64, String>>),
+    DrainListeners,
+    Stop,
+    Kill,
+}
+
+/// Steers a server from anywhere. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Control(mpsc::Sender<Command>);
+
+impl Control {
+    /// Loads the configuration again, as SIGHUP does. Returns its version.
+    ///
+    /// # Errors
+    /// All that is wrong with it, one problem a line; the old one stays in force.
+    pub async fn reload(&self) -> Result<u64, String> {
+        let (sender, answer) = oneshot::channel();
+        let gone = || "the agent is shutting down".to_owned();
+        self.0.send(Command::Reload(sender)).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+
+    /// Stops redirecting and accepting; what is open is served on, until the agent is stopped.
+    pub fn drain_listeners(&self) {
+        self.send(Command::DrainListeners);
+    }
+
+    /// Drains and ends, as SIGTERM does.
+    pub fn stop(&self) {
+        self.send(Command::Stop);
+    }
+
+    /// Ends at once, as a second SIGTERM does.
+    pub fn kill(&self) {
+        self.send(Command::Kill);
+    }
+
+    fn send(&self, command: Command) {
+        // It fails when the server has ended, or is told so sixteen times already.
+        let _ = self.0.try_send(command);
+    }
+}
+
+/// An agent that is bound and attached.
+pub struct Server {
+    runtime: tokio::runtime::Runtime,
+    serving: Serving,
+}
+
+/// A server that runs on a thread of its own.
+pub struct Running {
+    shared: Arc<Shared>,
+    control: Control,
+    listeners: Vec<(SocketAddr, Vec<SocketAddr>)>,
+    thread: JoinHandle<Result<(), ServerError>>,
+}
+
+/// What the main thread holds.
+struct Serving {
+    shared: Arc<Shared>,
+    loader: Loader,
+    ports: Ports,
+    signals: SignalHandling,
+    workers: Vec<WorkerThread>,
+    /// By configured address.
+    bound: BTreeMap<SocketAddr, Vec<SocketAddr>>,
+    attached: Option<Attached>,
+    clusters: ClusterManager,
+    drain: DrainControl,
+    control: Control,
+    commands: mpsc::Receiver<Command>,
+}
+
+impl Server {
+    /// Loads the configuration through `loader`, binds all listeners, starts the workers and attaches the kernel's side,
+    /// in this order: nothing is redirected before there is somebody to accept it.
+    ///
+    /// # Errors
+    /// Each says what to do about it; nothing stays bound or attached.
+    pub fn with_loader(
+        options: ServerOptions,
+        loader: Loader,
+        runtime: Runtime,
+        records: Arc<dyn RecordSink>,
+    ) -> Result<Self, ServerError> {
+        raise_file_limit();
+        let snapshot = Arc::new(loader(&runtime, 1).map_err(ServerError::Config)?);
+        let count = options.concurrency.unwrap_or_else(available_cpus).max(1);
+        let bound: Vec<Bound> = snapshot
+            .listeners
+            .iter()
+            .filter_map(|listener| bind(listener, count, options.ports).transpose())
+            .collect::<Result<_, _>>()?;
+
+        let (drain_control, drain) = drain::channel();
+        let shared = Arc::new(Shared::new(snapshot, runtime, records, drain, count));
+        shared.runtime.stats.server.concurrency.set(i64::try_from(count).unwrap_or(i64::MAX));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(ServerError::start("starting the main runtime"))?;
+        let workers = (0..count)
+            .map(|index| WorkerThread::start(index, shared.clone()))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(ServerError::start("starting a worker"))?;
+        let (sender, commands) = mpsc::channel(COMMANDS_MAX);
+        let mut serving = Serving {
+            clusters: ClusterManager::new(&shared),
+            shared,
+            loader,
+            ports: options.ports,
+            signals: options.signals,
+            workers,
+            bound: BTreeMap::new(),
+            attached: None,
+            drain: drain_control,
+            control: Control(sender),
+            commands,
+        };
+        runtime.block_on(serving.begin(bound));
+        serving.attach(options.cgroup_override.as_deref())?;
+        serving.shared.set_live();
+        Ok(Self { runtime, serving })
+    }
+
+    /// What the workers share, for the admin interface.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.serving.shared
+    }
+
+    /// Steers the server.
+    pub fn control(&self) -> Control {
+        self.serving.control.clone()
+    }
+
+    /// The runtime of the main thread: what is spawned there runs as long as the server does.
+    pub fn runtime(&self) -> &tokio::runtime::Handle {
+        self.runtime.handle()
+    }
+
+    /// The addresses that the listener configured at `address` is bound to; empty when it has no socket.
+    pub fn bound(&self, address: SocketAddr) -> &[SocketAddr] {
+        self.serving.bound.get(&address).map_or(&[], Vec::as_slice)
+    }
+
+    /// Serves until a signal or [`Control`] stops it.
+    ///
+    /// # Errors
+    /// The signal handlers cannot be installed.
+    pub fn run(self) -> Result<(), ServerError> {
+        let Self { runtime, serving } = self;
+        runtime.block_on(serving.run())
+    }
+
+    /// Serves on a thread of its own.
+    ///
+    /// # Errors
+    /// No thread to be had.
+    pub fn start(self) -> Result<Running, ServerError> {
+        let (shared, control) = (self.shared().clone(), self.control());
+        let listeners = self.serving.bound.iter().map(|(key, addresses)| (*key, addresses.clone())).collect();
+        let thread = std::thread::Builder::new()
+            .name("waylay-main".to_owned())
+            .spawn(move || self.run())
+            .map_err(ServerError::start("starting the main thread"))?;
+        Ok(Running { shared, control, listeners, thread })
+    }
+}
+
+impl Running {
+    /// What the workers share.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Steers the server.
+    pub fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// The addresses that the listener configured at `address` was bound to at the start.
+    pub fn bound(&self, address: SocketAddr) -> &[SocketAddr] {
+        let found = self.listeners.iter().find(|(key, _)| *key == address);
+        found.map_or(&[], |(_, addresses)| addresses.as_slice())
+    }
+
+    /// Drains, ends, and waits for it.
+    ///
+    /// # Errors
+    /// What the server ended with.
+    pub fn stop(self) -> Result<(), ServerError> {
+        self.control.stop();
+        self.thread.join().unwrap_or(Err(ServerError::Panicked))
+    }
+
+    /// Ends at once, and waits for it.
+    ///
+    /// # Errors
+    /// What the server ended with.
+    pub fn kill(self) -> Result<(), ServerError> {
+        self.control.kill();
+        self.thread.join().unwrap_or(Err(ServerError::Panicked))
+    }
+}
+
+impl Serving {
+    /// Clusters get their endpoints, then workers accept.
+    async fn begin(&mut self, bound: Vec<Bound>) {
+        let snapshot = self.shared.snapshot.load_full();
+        self.clusters.adopt(&snapshot).await;
+        for bound in bound {
+            self.listen(bound).await;
+        }
+    }
+
+    /// Attaches the kernel's side, if anything is to be intercepted.
+    fn attach(&mut self, cgroup_override: Option<&std::path::Path>) -> Result<(), ServerError> {
+        let snapshot = self.shared.snapshot.load_full();
+        let Some(intercept) = &snapshot.intercept else {
+            self.shared.set_kernel(None);
+            return Ok(());
+        };
+        let by_key = |listener: &Arc<Listener>| self.bound.get(&listener.address).map(Vec::as_slice);
+        let bound = snapshot.listeners.iter().filter_map(|listener| Some((&**listener, by_key(listener)?)));
+        let options = interception::options(intercept, cgroup_override, bound)?;
+        self.attached = Some(Attached::new(&options, &self.shared)?);
+        Ok(())
+    }
+
+    /// All workers accept from the sockets.
+    async fn listen(&mut self, bound: Bound) {
+        tracing::info!(addresses = ?bound.addresses, "listening");
+        self.bound.insert(bound.key, bound.addresses);
+        self.publish_own_listeners();
+        for (worker, sockets) in self.workers.iter().zip(bound.sockets) {
+            worker.listen(bound.key, sockets).await;
+        }
+    }
+
+    /// No worker accepts for the listener any more.
+    async fn close(&mut self, key: SocketAddr) {
+        for worker in &self.workers {
+            worker.close(key).await;
+        }
+        self.bound.remove(&key);
+        self.publish_own_listeners();
+    }
+
+    fn publish_own_listeners(&self) {
+        let addresses = self.bound.values().flatten().copied().collect();
+        self.shared.own_listeners.store(Arc::new(OwnListeners::new(addresses)));
+    }
+}
+
+/// CPUs that the process may use.
+fn available_cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Every connection takes two file descriptors. Asks for as many as the hard limit allows; less is no reason to fail.
+fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard));
+    match raised {
+        Ok(limit) => tracing::debug!(limit, "file descriptors"),
+        Err(error) => tracing::warn!(%error, "the limit of file descriptors stays as it is"),
+    }
+}
+
+/// What is written after the last connection is closed by force: its record.
+const RECORDS_TIMEOUT: Duration = Duration::from_secs(1);

@@ -1,0 +1,145 @@
+//! Takes a new configuration over while connections are served: all of it, or nothing.
+//!
+//! Before: SIGHUP, a changed file, or the admin interface. After: workers, which give every connection accepted from now
+//! on the new snapshot. Connections keep the one they started with.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::bind::bind;
+use super::{LoadError, ServerError, Serving};
+use crate::listener::{Binding, HandOff};
+use crate::snapshot::{Intercept, Snapshot};
+use crate::worker::{ReloadFailure, State};
+
+impl Serving {
+    /// Loads the configuration again. Returns its version.
+    ///
+    /// # Errors
+    /// All that is wrong with it; the old one stays in force, and `Shared::reload_failure` tells why.
+    pub(super) async fn reload(&mut self) -> Result<u64, String> {
+        let server = &self.shared.runtime.stats.clone().server;
+        match self.try_reload().await {
+            Ok(version) => {
+                server.config_reload_success.inc();
+                self.shared.reload_failure.store(None);
+                tracing::info!(version, "configuration reloaded");
+                Ok(version)
+            }
+            Err(error) => {
+                let message = describe(&error);
+                server.config_reload_failure.inc();
+                for line in message.lines() {
+                    tracing::error!("configuration not taken over: {line}");
+                }
+                let failure = ReloadFailure { at: SystemTime::now(), message: message.clone() };
+                self.shared.reload_failure.store(Some(Arc::new(failure)));
+                Err(message)
+            }
+        }
+    }
+
+    async fn try_reload(&mut self) -> Result<u64, ServerError> {
+        if self.shared.state() == State::Draining {
+            return Err(ServerError::Config(LoadError(
+                "the agent is draining: it takes no new configuration".to_owned(),
+            )));
+        }
+        let old = self.shared.snapshot.load_full();
+        let version = old.origin.version + 1;
+        let (loader, shared) = (self.loader.clone(), self.shared.clone());
+        // The file may be long, and the main thread has a heartbeat to keep.
+        let new = tokio::task::spawn_blocking(move || loader(&shared.runtime, version))
+            .await
+            .unwrap_or_else(|_| Err(LoadError("the configuration cannot be loaded: this is a bug".to_owned())))
+            .map_err(ServerError::Config)?;
+        let new = Arc::new(new);
+        let refused = needs_restart(&old, &new);
+        if !refused.is_empty() {
+            return Err(ServerError::Config(LoadError(refused.join("\n"))));
+        }
+        let mut added = Vec::new();
+        for listener in new.listeners.iter().filter(|listener| !self.bound.contains_key(&listener.address)) {
+            added.extend(bind(listener, self.workers.len(), self.ports)?);
+        }
+        if let (Some(attached), Some(intercept)) = (&mut self.attached, &new.intercept)
+            && old.intercept.as_ref().is_some_and(|old| old.policy != intercept.policy)
+        {
+            attached.replace_policy(intercept)?;
+        }
+        self.clusters.adopt(&new).await;
+        self.shared.snapshot.store(new.clone());
+        let kept: BTreeSet<SocketAddr> = bound_addresses(&new).collect();
+        let removed: Vec<SocketAddr> = self.bound.keys().filter(|key| !kept.contains(key)).copied().collect();
+        for key in removed {
+            self.close(key).await;
+        }
+        for bound in added {
+            self.listen(bound).await;
+        }
+        Ok(version)
+    }
+}
+
+fn bound_addresses(snapshot: &Snapshot) -> impl Iterator<Item = SocketAddr> {
+    snapshot.listeners.iter().filter(|listener| listener.binding != Binding::Virtual).map(|listener| listener.address)
+}
+
+/// What the running agent cannot change, one sentence each.
+fn needs_restart(old: &Snapshot, new: &Snapshot) -> Vec<String> {
+    let mut refused = Vec::new();
+    let mut refuse = |field: &str| refused.push(format!("{field}: cannot be changed while the agent runs: restart it"));
+    match (&old.intercept, &new.intercept) {
+        (Some(old), Some(new)) => {
+            let Intercept { cgroup, policy: _, on_agent_loss, handover_entries } = old;
+            if *cgroup != new.cgroup {
+                refuse("intercept.cgroup");
+            }
+            if *on_agent_loss != new.on_agent_loss {
+                refuse("intercept.on_agent_loss");
+            }
+            if *handover_entries != new.handover_entries {
+                refuse("intercept.handover_entries");
+            }
+        }
+        (None, None) => {}
+        (Some(_), None) | (None, Some(_)) => refuse("intercept"),
+    }
+    if redirected_to(old) != redirected_to(new) {
+        refuse("listeners: those with use_original_dst, to which the kernel redirects,");
+    }
+    if old.admin != new.admin {
+        refuse("admin");
+    }
+    for new in new.listeners.iter() {
+        let changed = |old: &Arc<crate::listener::Listener>| old.address == new.address && old.binding != new.binding;
+        let both_bound = new.binding != Binding::Virtual;
+        if both_bound && old.listeners.iter().any(|old| changed(old) && old.binding != Binding::Virtual) {
+            refuse(&format!("listener '{}': its reuse_port and backlog", new.name));
+        }
+    }
+    refused
+}
+
+fn redirected_to(snapshot: &Snapshot) -> BTreeSet<SocketAddr> {
+    snapshot
+        .listeners
+        .iter()
+        .filter(|listener| listener.binding != Binding::Virtual && listener.hand_off == HandOff::ByOriginalDst)
+        .map(|listener| listener.address)
+        .collect()
+}
+
+/// An error with its causes.
+pub(super) fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,126 @@
+//! A connection to an endpoint that is opened while the client is silent, to learn whether the endpoint speaks first.
+//!
+//! Before: protocol detection, which waits for the client in vain. After: [`super::proxy`], which takes the connection
+//! over, or nobody: then it is closed unused, which the endpoint sees as a client that connected and left. That is
+//! harmless for what speaks first, and the reason why this is never done when the connection would be served as HTTP.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::task::JoinHandle;
+
+use super::proxy::{Connected, Failure, cluster_of, connect_to};
+use crate::addr::OrigDstAddr;
+use crate::cluster::{Cluster, ClusterSpecifier};
+use crate::listener::chain::FilterChain;
+use crate::listener::filter::peek;
+use crate::listener::{Listener, NetworkFilter};
+use crate::telemetry::ResponseFlags;
+use crate::telemetry::stats::ListenerStats;
+use crate::worker::Worker;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Early {
+    chain: Arc<FilterChain>,
+    cluster: Arc<Cluster>,
+    stats: Arc<ListenerStats>,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    Connecting(JoinHandle<Result<Connected, Failure>>),
+    Connected(Connected),
+    Failed(Failure),
+    Taken,
+}
+
+impl Early {
+    /// Begins to connect for `chain`; `None` unless that is a TCP proxy.
+    pub fn begin(
+        worker: &Rc<Worker>,
+        listener: &Listener,
+        chain: &Arc<FilterChain>,
+        original_dst: Option<OrigDstAddr>,
+    ) -> Option<Self> {
+        let NetworkFilter::Tcp(tcp) = &chain.filter else { return None };
+        let cluster = cluster_of(&tcp.cluster, worker).ok()?;
+        listener.stats.detection_early_cx_total.inc();
+        let (worker, target, attempts) = (worker.clone(), cluster.clone(), tcp.max_connect_attempts);
+        let connecting =
+            tokio::task::spawn_local(async move { connect_to(&worker, target, original_dst, attempts).await });
+        Some(Self {
+            chain: chain.clone(),
+            cluster,
+            stats: listener.stats.clone(),
+            state: State::Connecting(connecting),
+        })
+    }
+
+    /// Resolves when the endpoint has sent bytes or closed; never when it could not be connected to. Cancel-safe.
+    pub async fn speaks(&mut self, worker: &Worker) {
+        self.settle().await;
+        match &self.state {
+            State::Connected(connected) => {
+                // An error is a reset: also something that the endpoint says.
+                let _ = peek::beyond(&connected.upstream.stream, worker, 0, |_| ()).await;
+            }
+            State::Connecting(_) | State::Failed(_) | State::Taken => std::future::pending().await,
+        }
+    }
+
+    /// The chain it was opened for.
+    pub fn chain(&self) -> &Arc<FilterChain> {
+        &self.chain
+    }
+
+    /// Whether a connection that is served by `chain` can use it: it is the same chain, or one with the same cluster.
+    pub fn serves(&self, chain: &Arc<FilterChain>) -> bool {
+        if Arc::ptr_eq(chain, &self.chain) {
+            return true;
+        }
+        match &chain.filter {
+            NetworkFilter::Tcp(tcp) => {
+                matches!(&tcp.cluster, ClusterSpecifier::Cluster(cluster) if Arc::ptr_eq(cluster, &self.cluster))
+            }
+            NetworkFilter::Http(_) => false,
+        }
+    }
+
+    /// The connection, once it is open.
+    pub async fn connected(mut self) -> Result<Connected, Failure> {
+        self.settle().await;
+        match std::mem::replace(&mut self.state, State::Taken) {
+            State::Connected(connected) => Ok(connected),
+            State::Failed(failure) => Err(failure),
+            State::Connecting(_) | State::Taken => Err(aborted()),
+        }
+    }
+
+    async fn settle(&mut self) {
+        if let State::Connecting(task) = &mut self.state {
+            self.state = match task.await {
+                Ok(Ok(connected)) => State::Connected(connected),
+                Ok(Err(failure)) => State::Failed(failure),
+                Err(_) => State::Failed(aborted()),
+            };
+        }
+    }
+}
+
+/// The worker ends.
+fn aborted() -> Failure {
+    Failure { flags: ResponseFlags::LOCAL_RESET, details: "the agent is shutting down".to_owned(), endpoint: None }
+}
+
+impl Drop for Early {
+    fn drop(&mut self) {
+        match &self.state {
+            State::Taken | State::Failed(_) => return,
+            State::Connecting(task) => task.abort(),
+            State::Connected(_) => {}
+        }
+        self.stats.detection_early_cx_unused.inc();
+    }
+}
