@@ -19,6 +19,7 @@ use crate::http::{self, ConnectionContext, HttpConnectionManager};
 use crate::kernel::Handover;
 use crate::listener::chain::ConnectionFacts;
 use crate::listener::filter::Detected;
+use crate::listener::filter::peek::rearm;
 use crate::listener::{HandOff, Listener, NetworkFilter};
 use crate::snapshot::Snapshot;
 use crate::tcp::{self, proxy::Job, reset_on_drop};
@@ -28,7 +29,7 @@ use crate::telemetry::record::{ConnectionInfo, ConnectionRecord, Recording};
 use crate::telemetry::stats::ListenerStats;
 use crate::worker::Worker;
 
-use detect::Detection;
+use detect::{Detection, Readiness};
 
 /// How long the connection manager may take to end by itself once everything has to close.
 const HTTP_CLOSE_GRACE: Duration = Duration::from_millis(200);
@@ -155,7 +156,7 @@ async fn route(
     let _counted = Counted::new(&listener.stats);
 
     let mut facts = ConnectionFacts::raw(destination, client);
-    let Detection { findings, early, server_first } =
+    let Detection { findings, early, server_first, readiness } =
         match detect::detect(&stream, listener, &facts, original_dst, worker).await {
             Ok(detection) => detection,
             Err(ended) => {
@@ -163,6 +164,12 @@ async fn route(
                 return Err(Refusal::new(ended.flags(), ended.to_string()));
             }
         };
+    let stream = match readiness {
+        Readiness::Known => stream,
+        Readiness::Forgotten => {
+            rearm(stream).map_err(|error| Refusal::new(ResponseFlags::OVERLOAD, error.to_string()))?
+        }
+    };
     findings.apply(&mut facts);
     record.detected = findings.detected.map(Detected::name);
     record.server_first = server_first;

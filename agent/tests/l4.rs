@@ -103,7 +103,8 @@ fn a_client_that_resets_after_its_end_is_noticed() {
     let mut server = origin.accept();
     assert_eq!(server.read(&mut [0; 1]).expect("end"), 0);
     reset(client);
-    assert!(is_reset(&mut server));
+    assert_eq!(agent.records.only().flags.to_string(), "DC");
+    assert!(server.write_all(b"x").and_then(|()| server.write_all(b"x")).is_err(), "the endpoint can still send");
 }
 
 #[test]
@@ -115,11 +116,8 @@ fn a_receiver_that_does_not_read_stops_the_sender() {
     client.set_write_timeout(Some(Duration::from_millis(300))).expect("timeout");
     let chunk = vec![1; 64 * 1024];
     let mut sent: u64 = 0;
-    loop {
-        match client.write(&chunk) {
-            Ok(n) => sent += n as u64,
-            Err(_) => break,
-        }
+    while let Ok(n) = client.write(&chunk) {
+        sent += n as u64;
         assert!(sent < 1 << 30, "the agent buffers without a bound");
     }
     client.shutdown(Shutdown::Write).expect("shutdown");
@@ -408,9 +406,10 @@ fn draining_finishes_what_is_open_and_takes_nothing_new() {
     assert_eq!(agent.running.shared().state(), waylay::worker::State::Draining);
     drop(client);
     let begun = Instant::now();
-    agent.running.stop().expect("stop");
+    agent.running.wait().expect("stop");
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
-    assert_eq!(agent.records.only().flags.to_string(), "-");
+    // Others may have been accepted before the sockets were closed.
+    assert_eq!(agent.records.find(|record| record.bytes_received == 12).flags.to_string(), "-");
 }
 
 #[test]

@@ -38,6 +38,17 @@ pub struct Detection {
     pub early: Option<Early>,
     /// The endpoint decided.
     pub server_first: bool,
+    /// Whether the socket still announces the bytes that it holds.
+    pub readiness: Readiness,
+}
+
+/// See [`peek`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// It does.
+    Known,
+    /// The last peek waited in vain: the socket has to be armed again.
+    Forgotten,
 }
 
 /// Why the connection ended before its protocol was known.
@@ -72,13 +83,16 @@ impl Ended {
     }
 }
 
-/// How the client's side of detection ended.
-enum Decided {
-    ByFilters,
+/// What ended detection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum DecidedBy {
+    Filters,
     /// No more bytes will come, and the filters would need them.
-    ByEnd {
+    End {
         silent: bool,
     },
+    Server,
+    Timeout,
 }
 
 /// Runs the listener filters of `listener` over `stream`. `facts` are those of a connection of which nothing is known.
@@ -91,7 +105,8 @@ pub async fn detect(
 ) -> Result<Detection, Ended> {
     let inspection = RefCell::new(Inspection::new(&listener.listener_filters));
     if inspection.borrow().is_decided() {
-        return Ok(Detection { findings: Findings::default(), early: None, server_first: false });
+        let findings = Findings::default();
+        return Ok(Detection { findings, early: None, server_first: false, readiness: Readiness::Known });
     }
     let stats = &listener.stats;
     let _detecting = Active::new(&stats.downstream_pre_cx_active);
@@ -108,15 +123,15 @@ pub async fn detect(
         loop {
             tokio::select! {
                 biased;
-                decided = &mut client => break decided.map(|decided| (decided, false)),
+                decided = &mut client => break decided,
                 () = &mut grace, if !waited => {
                     waited = true;
                     if let (false, Some(chain)) = (spoke.get(), unknown) {
                         early = Early::begin(worker, listener, chain, original_dst);
                     }
                 }
-                () = speaks(&mut early, worker) => break Ok((Decided::ByFilters, true)),
-                () = &mut timeout => break timed_out(listener).map(|()| (Decided::ByFilters, false)),
+                () = speaks(&mut early, worker) => break Ok(DecidedBy::Server),
+                () = &mut timeout => break timed_out(listener),
                 () = worker.shared.drain.closing() => break Err(Ended::Closing),
             }
         }
@@ -125,10 +140,15 @@ pub async fn detect(
     let findings = inspection.into_inner().findings().clone();
     match raced {
         // Nobody wants anything, unless the endpoint would have spoken to a client that has nothing to say.
-        Ok((Decided::ByEnd { silent: true }, _)) if unknown.is_none() => Err(Ended::Closed),
-        Ok((_, server_first)) => {
+        Ok(DecidedBy::End { silent: true }) if unknown.is_none() => Err(Ended::Closed),
+        Ok(decided) => {
+            let server_first = decided == DecidedBy::Server;
             count(stats, &findings, server_first);
-            Ok(Detection { findings, early, server_first })
+            let readiness = match decided {
+                DecidedBy::Filters | DecidedBy::End { .. } => Readiness::Known,
+                DecidedBy::Server | DecidedBy::Timeout => Readiness::Forgotten,
+            };
+            Ok(Detection { findings, early, server_first, readiness })
         }
         Err(ended) => Err(ended),
     }
@@ -141,18 +161,18 @@ async fn client_side(
     inspection: &RefCell<Inspection<'_>>,
     spoke: &Cell<bool>,
     worker: &Worker,
-) -> Result<Decided, Ended> {
+) -> Result<DecidedBy, Ended> {
     let mut seen = 0;
     loop {
         let look = |bytes: &[u8]| inspection.borrow_mut().look(bytes);
         match peek::beyond(stream, worker, seen, look).await.map_err(Ended::Reset)? {
-            Peeked::More { look: Step::Decided, .. } => return Ok(Decided::ByFilters),
+            Peeked::More { look: Step::Decided, .. } => return Ok(DecidedBy::Filters),
             Peeked::More { look: Step::TooLarge(filter), .. } => return Err(Ended::TooLarge(filter)),
             Peeked::More { look: Step::NeedMore, bytes } => {
                 spoke.set(true);
                 seen = bytes;
             }
-            Peeked::Ended => return Ok(Decided::ByEnd { silent: seen == 0 }),
+            Peeked::Ended => return Ok(DecidedBy::End { silent: seen == 0 }),
         }
     }
 }
@@ -171,10 +191,10 @@ async fn timeout(after: Option<Duration>) {
     }
 }
 
-fn timed_out(listener: &Listener) -> Result<(), Ended> {
+fn timed_out(listener: &Listener) -> Result<DecidedBy, Ended> {
     listener.stats.downstream_pre_cx_timeout.inc();
     match listener.on_filters_timeout {
-        OnFiltersTimeout::Continue => Ok(()),
+        OnFiltersTimeout::Continue => Ok(DecidedBy::Timeout),
         OnFiltersTimeout::Close => Err(Ended::Timeout),
     }
 }

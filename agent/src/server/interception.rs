@@ -4,16 +4,20 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use crate::kernel::{InterceptOptions, Interception, KernelError, cgroup};
+use tokio::runtime::Handle;
+use tokio::time::MissedTickBehavior;
+
+use crate::kernel::{HEARTBEAT_INTERVAL, InterceptOptions, Interception, KernelError, cgroup};
 use crate::listener::{HandOff, Listener};
 use crate::snapshot::Intercept;
 use crate::worker::Shared;
 
-/// Attached hooks, and what is known of the workers they depend on.
+/// Attached hooks. They are kept alive by a task of their own: a reload may wait for DNS for longer than the kernel
+/// waits for a heartbeat.
 pub struct Attached {
-    interception: Interception,
-    stalled: bool,
+    interception: Arc<Mutex<Option<Interception>>>,
 }
 
 /// What to intercept, for listeners bound to these addresses.
@@ -73,54 +77,71 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 }
 
 impl Attached {
-    /// Attaches, and gives the workers their handle.
+    /// Attaches, and gives the workers their handle. The heartbeat runs on `runtime`.
     ///
     /// # Errors
     /// The kernel's; nothing stays attached.
-    pub fn new(options: &InterceptOptions, shared: &Shared) -> Result<Self, KernelError> {
+    pub fn new(options: &InterceptOptions, shared: &Arc<Shared>, runtime: &Handle) -> Result<Self, KernelError> {
         let interception = Interception::attach(options)?;
         shared.set_kernel(Some(interception.kernel()));
-        Ok(Self { interception, stalled: false })
-    }
-
-    /// Tells the kernel that the agent is alive, if it is: every worker's loop turned lately.
-    pub fn heartbeat(&mut self, shared: &Shared) {
-        let stalled = shared.stalled_workers();
-        if stalled.is_empty() {
-            if std::mem::take(&mut self.stalled) {
-                tracing::info!("all workers turn again");
-            }
-            if let Err(error) = self.interception.heartbeat() {
-                tracing::error!(%error, "the heartbeat cannot be written: the kernel will take the agent for lost");
-            }
-        } else if !self.stalled {
-            self.stalled = true;
-            shared.runtime.stats.server.worker_stalled.inc();
-            tracing::error!(workers = ?stalled, "workers do not turn: no heartbeat until they do");
-        }
+        let interception = Arc::new(Mutex::new(Some(interception)));
+        runtime.spawn(keep_alive(Arc::downgrade(&interception), shared.clone()));
+        Ok(Self { interception })
     }
 
     /// Puts another policy in force.
     ///
     /// # Errors
     /// The old one stays.
-    pub fn replace_policy(&mut self, intercept: &Intercept) -> Result<(), KernelError> {
-        self.interception.replace_policy(&intercept.policy)
+    pub fn replace_policy(&self, intercept: &Intercept) -> Result<(), KernelError> {
+        lock(&self.interception).as_mut().map_or(Ok(()), |interception| interception.replace_policy(&intercept.policy))
     }
 
     /// From now on connects go where they always went.
     pub fn stop_redirecting(&self) {
-        if let Err(error) = self.interception.stop_redirecting() {
+        let stopped = lock(&self.interception).as_ref().map_or(Ok(()), Interception::stop_redirecting);
+        if let Err(error) = stopped {
             tracing::error!(%error, "redirection cannot be switched off before the end");
         }
     }
 
     /// Takes everything out of the kernel.
     pub fn detach(self) {
-        if let Err(error) = self.interception.detach() {
+        let detached = lock(&self.interception).take().map_or(Ok(()), Interception::detach);
+        if let Err(error) = detached {
             tracing::error!(%error, "something is left in the kernel: `waylay detach` removes it");
         }
     }
+}
+
+/// Tells the kernel that the agent is alive, as long as it is: every worker's loop turned lately.
+async fn keep_alive(interception: Weak<Mutex<Option<Interception>>>, shared: Arc<Shared>) {
+    let mut beats = tokio::time::interval(HEARTBEAT_INTERVAL);
+    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut stalled = false;
+    loop {
+        beats.tick().await;
+        let Some(interception) = interception.upgrade() else { return };
+        let missing = shared.stalled_workers();
+        if missing.is_empty() {
+            if std::mem::take(&mut stalled) {
+                tracing::info!("all workers turn again");
+            }
+            let beaten = lock(&interception).as_ref().map_or(Ok(()), Interception::heartbeat);
+            if let Err(error) = beaten {
+                tracing::error!(%error, "the heartbeat cannot be written: the kernel will take the agent for lost");
+            }
+        } else if !stalled {
+            stalled = true;
+            shared.runtime.stats.server.worker_stalled.inc();
+            tracing::error!(workers = ?missing, "workers do not turn: no heartbeat until they do");
+        }
+    }
+}
+
+/// A panic elsewhere does not make the hooks less attached.
+fn lock(interception: &Mutex<Option<Interception>>) -> MutexGuard<'_, Option<Interception>> {
+    interception.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

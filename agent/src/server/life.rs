@@ -4,10 +4,7 @@
 
 use std::time::Duration;
 
-use tokio::time::MissedTickBehavior;
-
 use super::{Command, RECORDS_TIMEOUT, ServerError, Serving, SignalHandling};
-use crate::kernel::HEARTBEAT_INTERVAL;
 use crate::signal::{Signals, Wish};
 
 /// Between the last redirection and closing the listening sockets: a connect that a hook redirected just before it was
@@ -47,8 +44,6 @@ impl Serving {
     }
 
     async fn until_stopped(&mut self, signals: &mut Option<Signals>) -> Ending {
-        let mut beat = tokio::time::interval(HEARTBEAT_INTERVAL);
-        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 wish = next(signals) => match wish {
@@ -64,9 +59,6 @@ impl Serving {
                     Some(Command::DrainListeners) => self.stop_taking().await,
                     Some(Command::Stop) | None => return Ending::Drain,
                     Some(Command::Kill) => return Ending::AtOnce,
-                },
-                _ = beat.tick() => if let Some(attached) = &mut self.attached {
-                    attached.heartbeat(&self.shared);
                 },
             }
         }

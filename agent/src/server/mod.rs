@@ -12,11 +12,12 @@ mod reload;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cluster::manager::ClusterManager;
@@ -222,7 +223,7 @@ impl Server {
             commands,
         };
         runtime.block_on(serving.begin(bound));
-        serving.attach(options.cgroup_override.as_deref())?;
+        serving.attach(options.cgroup_override.as_deref(), runtime.handle())?;
         serving.shared.set_live();
         Ok(Self { runtime, serving })
     }
@@ -238,7 +239,7 @@ impl Server {
     }
 
     /// The runtime of the main thread: what is spawned there runs as long as the server does.
-    pub fn runtime(&self) -> &tokio::runtime::Handle {
+    pub fn runtime(&self) -> &Handle {
         self.runtime.handle()
     }
 
@@ -288,13 +289,21 @@ impl Running {
         found.map_or(&[], |(_, addresses)| addresses.as_slice())
     }
 
+    /// Waits until it has ended.
+    ///
+    /// # Errors
+    /// What the server ended with.
+    pub fn wait(self) -> Result<(), ServerError> {
+        self.thread.join().unwrap_or(Err(ServerError::Panicked))
+    }
+
     /// Drains, ends, and waits for it.
     ///
     /// # Errors
     /// What the server ended with.
     pub fn stop(self) -> Result<(), ServerError> {
         self.control.stop();
-        self.thread.join().unwrap_or(Err(ServerError::Panicked))
+        self.wait()
     }
 
     /// Ends at once, and waits for it.
@@ -303,7 +312,7 @@ impl Running {
     /// What the server ended with.
     pub fn kill(self) -> Result<(), ServerError> {
         self.control.kill();
-        self.thread.join().unwrap_or(Err(ServerError::Panicked))
+        self.wait()
     }
 }
 
@@ -318,7 +327,7 @@ impl Serving {
     }
 
     /// Attaches the kernel's side, if anything is to be intercepted.
-    fn attach(&mut self, cgroup_override: Option<&std::path::Path>) -> Result<(), ServerError> {
+    fn attach(&mut self, cgroup_override: Option<&Path>, runtime: &Handle) -> Result<(), ServerError> {
         let snapshot = self.shared.snapshot.load_full();
         let Some(intercept) = &snapshot.intercept else {
             self.shared.set_kernel(None);
@@ -327,7 +336,7 @@ impl Serving {
         let by_key = |listener: &Arc<Listener>| self.bound.get(&listener.address).map(Vec::as_slice);
         let bound = snapshot.listeners.iter().filter_map(|listener| Some((&**listener, by_key(listener)?)));
         let options = interception::options(intercept, cgroup_override, bound)?;
-        self.attached = Some(Attached::new(&options, &self.shared)?);
+        self.attached = Some(Attached::new(&options, &self.shared, runtime)?);
         Ok(())
     }
 

@@ -64,7 +64,7 @@ impl Serving {
         for listener in new.listeners.iter().filter(|listener| !self.bound.contains_key(&listener.address)) {
             added.extend(bind(listener, self.workers.len(), self.ports)?);
         }
-        if let (Some(attached), Some(intercept)) = (&mut self.attached, &new.intercept)
+        if let (Some(attached), Some(intercept)) = (&self.attached, &new.intercept)
             && old.intercept.as_ref().is_some_and(|old| old.policy != intercept.policy)
         {
             attached.replace_policy(intercept)?;

@@ -91,6 +91,8 @@ async fn proxy(
         }
     };
     let connected = tokio::select! {
+        // First: once connected, a reset is handed on by the pump.
+        biased;
         connected = connecting => connected,
         // A client that only ends its side still wants an answer; one that resets does not.
         _ = client.ready(Interest::ERROR) => {

@@ -256,7 +256,13 @@ impl Direction {
         let sent = write(receiver, &scratch[..bytes])?;
         self.written += sent as u64;
         self.pending.extend_from_slice(&scratch[sent..bytes]);
-        Ok(Step::Moved)
+        if bytes == scratch.len() {
+            return Ok(Step::Moved);
+        }
+        // The socket is empty. Saying so saves the read that would find out; bytes that arrive meanwhile raise a new
+        // edge, and an end stays known.
+        let _ = sender.try_io(Interest::READABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+        Ok(Step::Drained)
     }
 
     /// Sends what is pending; whether nothing is pending any more.

@@ -53,6 +53,13 @@ impl Records {
         all.clone()
     }
 
+    /// The record that `wanted` describes, once it is there.
+    pub fn find(&self, wanted: impl Fn(&ConnectionRecord) -> bool) -> ConnectionRecord {
+        let all = self.all.lock().expect("records");
+        let (all, _) = self.written.wait_timeout_while(all, WAIT, |all| !all.iter().any(&wanted)).expect("records");
+        all.iter().find(|record| wanted(record)).cloned().unwrap_or_else(|| panic!("not among {all:?}"))
+    }
+
     pub fn only(&self) -> ConnectionRecord {
         self.first(1).remove(0)
     }
@@ -280,7 +287,7 @@ impl TcpOrigin {
         let address = listener.local_addr().expect("address");
         let (sender, connections) = channel();
         std::thread::spawn(move || {
-            for stream in listener.incoming().map_while(Result::ok) {
+            for stream in listener.incoming().filter_map(Result::ok) {
                 stream.set_read_timeout(Some(WAIT)).expect("timeout");
                 if sender.send(stream).is_err() {
                     return;
@@ -304,7 +311,7 @@ pub fn echo(greeting: &'static [u8]) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
     let address = listener.local_addr().expect("address");
     std::thread::spawn(move || {
-        for mut stream in listener.incoming().map_while(Result::ok) {
+        for mut stream in listener.incoming().filter_map(Result::ok) {
             std::thread::spawn(move || {
                 let mut buffer = [0; 16 * 1024];
                 let _ = stream.write_all(greeting);

@@ -2,7 +2,9 @@
 //!
 //! Readiness is edge-triggered, and bytes that were only peeked at keep a socket readable: who waits for "readable"
 //! again gets the same bytes again, at once, for ever. So a peek that brings nothing new counts as "would block", which
-//! makes the runtime forget the readiness; the kernel raises a new edge for every segment that arrives after it.
+//! makes the runtime forget the readiness; the kernel raises a new edge for every segment that arrives after it. Whoever
+//! reads the socket after a peek that waited in vain has to [`rearm`] it first, or the bytes that are there are never
+//! announced.
 
 use std::io;
 
@@ -44,7 +46,8 @@ pub async fn beyond<R>(
                 if bytes > seen {
                     Ok(Peeked::More { bytes, look: look(&scratch[..bytes]) })
                 } else if bytes == 0 || ready.is_read_closed() {
-                    Ok(Peeked::Ended)
+                    // A reset hides behind the bytes that came before it.
+                    stream.take_error()?.map_or(Ok(Peeked::Ended), Err)
                 } else {
                     Err(io::ErrorKind::WouldBlock.into())
                 }
@@ -55,4 +58,12 @@ pub async fn beyond<R>(
             peeked => return peeked,
         }
     }
+}
+
+/// Announces again the bytes that peeks have seen.
+///
+/// # Errors
+/// The runtime cannot watch the socket.
+pub fn rearm(stream: TcpStream) -> io::Result<TcpStream> {
+    TcpStream::from_std(stream.into_std()?)
 }
