@@ -220,6 +220,19 @@ fn an_early_connection_is_used_when_the_client_speaks_after_all() {
 }
 
 #[test]
+fn an_early_connection_that_failed_is_tried_again_when_the_client_speaks() {
+    let origin = nobody();
+    let agent = AgentUnderTest::of(Site::inspected(&[origin]));
+    let mut client = agent.connect();
+    let cluster = agent.running.shared().runtime.stats.cluster(&"cluster-0-default".into());
+    eventually("the early connection fails", || cluster.upstream_cx_connect_fail.value() == 1);
+    let listener = std::net::TcpListener::bind(origin).expect("bind");
+    client.write_all(b"PING\r\n").expect("write");
+    let (mut server, _) = listener.accept().expect("accept");
+    assert_eq!(read_exactly(&mut server, 6), b"PING\r\n");
+}
+
+#[test]
 fn an_early_connection_that_leads_elsewhere_is_closed_unused() {
     let (opaque, http) = (TcpOrigin::new(), echo(b""));
     let matches = ChainMatch { application_protocols: vec!["http/1.1".to_owned()], ..ChainMatch::default() };
@@ -434,7 +447,12 @@ fn a_thousand_connections_at_once_are_all_served() {
         client.write_all(b"*1\r\n").expect("write");
     }
     for client in &mut clients {
-        assert_eq!(read_exactly(client, 4), b"*1\r\n");
+        let mut answer = [0; 4];
+        if let Err(error) = client.read_exact(&mut answer) {
+            let failed = agent.records.find(|record| !record.flags.is_empty());
+            panic!("{error}: {failed:?}");
+        }
+        assert_eq!(&answer, b"*1\r\n");
     }
     drop(clients);
     assert!(agent.records.first(1000).iter().all(|record| record.flags.is_empty()));

@@ -70,13 +70,12 @@ impl Early {
         }
     }
 
-    /// The chain it was opened for.
-    pub fn chain(&self) -> &Arc<FilterChain> {
-        &self.chain
-    }
-
-    /// Whether a connection that is served by `chain` can use it: it is the same chain, or one with the same cluster.
+    /// Whether a connection that is served by `chain` can use it: it is the same chain, or one with the same cluster. One
+    /// that failed is of no use: the endpoint may be there by now.
     pub fn serves(&self, chain: &Arc<FilterChain>) -> bool {
+        if matches!(self.state, State::Failed(_)) {
+            return false;
+        }
         if Arc::ptr_eq(chain, &self.chain) {
             return true;
         }

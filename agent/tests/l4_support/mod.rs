@@ -275,6 +275,12 @@ pub fn client(to: SocketAddr) -> TcpStream {
     stream
 }
 
+/// Connections, also after a time without file descriptors: `accept` fails at once then, whether or not one is there.
+fn accepted(listener: &TcpListener) -> impl Iterator<Item = TcpStream> {
+    let pause = |_: &std::io::Error| std::thread::sleep(Duration::from_millis(10));
+    listener.incoming().filter_map(move |accepted| accepted.inspect_err(pause).ok())
+}
+
 /// An origin that hands its connections to the test.
 pub struct TcpOrigin {
     pub address: SocketAddr,
@@ -287,7 +293,7 @@ impl TcpOrigin {
         let address = listener.local_addr().expect("address");
         let (sender, connections) = channel();
         std::thread::spawn(move || {
-            for stream in listener.incoming().filter_map(Result::ok) {
+            for stream in accepted(&listener) {
                 stream.set_read_timeout(Some(WAIT)).expect("timeout");
                 if sender.send(stream).is_err() {
                     return;
@@ -309,9 +315,11 @@ impl TcpOrigin {
 /// An origin that greets, then sends everything back.
 pub fn echo(greeting: &'static [u8]) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    // Room for a thousand clients at once; the standard library asks for 128.
+    socket2::SockRef::from(&listener).listen(1024).expect("listen");
     let address = listener.local_addr().expect("address");
     std::thread::spawn(move || {
-        for mut stream in listener.incoming().filter_map(Result::ok) {
+        for mut stream in accepted(&listener) {
             std::thread::spawn(move || {
                 let mut buffer = [0; 16 * 1024];
                 let _ = stream.write_all(greeting);
