@@ -348,8 +348,12 @@ fn a_connection_that_the_kernel_did_not_redirect_is_refused() {
 fn a_taken_address_is_an_error_that_names_its_holder() {
     let holder = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
     let taken = holder.local_addr().expect("address");
-    let setup =
-        Setup { sites: vec![Site { address: taken, ..Site::to(&[]) }], drain_timeout: Duration::ZERO, broken: None };
+    let setup = Setup {
+        sites: vec![Site { address: taken, ..Site::to(&[]) }],
+        drain_timeout: Duration::ZERO,
+        broken: None,
+        intercept: None,
+    };
     let Err(ServerError::Bind(error)) = AgentUnderTest::try_start(setup) else { panic!("it starts") };
     let text = error.to_string();
     assert!(text.contains(&taken.to_string()) && text.contains(&format!("pid {}", std::process::id())), "{text}");
@@ -362,6 +366,7 @@ fn a_second_agent_does_not_share_the_address_of_the_first() {
         sites: vec![Site { address: first.address(), ..Site::to(&[]) }],
         drain_timeout: Duration::ZERO,
         broken: None,
+        intercept: None,
     };
     assert!(matches!(AgentUnderTest::try_start(setup), Err(ServerError::Bind(_))));
 }
@@ -427,7 +432,12 @@ fn draining_finishes_what_is_open_and_takes_nothing_new() {
 
 #[test]
 fn what_outlasts_the_drain_deadline_is_reset_and_recorded() {
-    let setup = Setup { sites: vec![Site::to(&[echo(b"")])], drain_timeout: Duration::from_millis(200), broken: None };
+    let setup = Setup {
+        sites: vec![Site::to(&[echo(b"")])],
+        drain_timeout: Duration::from_millis(200),
+        broken: None,
+        intercept: None,
+    };
     let agent = AgentUnderTest::start(setup);
     let mut client = agent.connect();
     assert!(says(&mut client, b"before"));

@@ -9,10 +9,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tokio::runtime::Handle;
 use tokio::time::MissedTickBehavior;
 
-use crate::kernel::{HEARTBEAT_INTERVAL, InterceptOptions, Interception, KernelError, cgroup};
+use crate::kernel::{HEARTBEAT_INTERVAL, HEARTBEAT_LOSS, InterceptOptions, Interception, KernelError, cgroup};
 use crate::listener::{HandOff, Listener};
 use crate::snapshot::Intercept;
-use crate::worker::Shared;
+use crate::worker::{STALL_AFTER, Shared};
+
+const _: () = assert!(
+    STALL_AFTER.as_millis() + 2 * HEARTBEAT_INTERVAL.as_millis() < HEARTBEAT_LOSS.as_millis(),
+    "the agent notices a hang before the kernel does"
+);
 
 /// Attached hooks. They are kept alive by a task of their own: a reload may wait for DNS for longer than the kernel
 /// waits for a heartbeat.
@@ -47,14 +52,13 @@ pub fn options<'a>(
         }
     }
     Ok(InterceptOptions {
-        cgroup,
         redirect_v4,
         redirect_v6,
         own_listeners,
         policy: intercept.policy.clone(),
         on_agent_loss: intercept.on_agent_loss,
         handover_entries: intercept.handover_entries,
-        heartbeat_loss: crate::kernel::HEARTBEAT_LOSS,
+        ..InterceptOptions::new(cgroup)
     })
 }
 

@@ -20,7 +20,7 @@ use waylay::listener::{
     Binding, HandOff, Listener, ListenerFilter, NetworkFilter, OnFiltersTimeout, ReusePort, TcpProxy,
 };
 use waylay::server::{LoadError, Loader, Running, Server, ServerError, ServerOptions, SignalHandling};
-use waylay::snapshot::{Admin, Origin, Runtime, Snapshot};
+use waylay::snapshot::{Admin, Intercept, Origin, Runtime, Snapshot};
 use waylay::telemetry::record::{ConnectionRecord, Record, RecordSink};
 use waylay::telemetry::stats::ListenerStats;
 
@@ -85,6 +85,7 @@ pub struct Site {
     pub max_duration: Option<Duration>,
     pub max_connect_attempts: u32,
     pub hand_off: HandOff,
+    pub is_virtual: bool,
     pub weighted: bool,
 }
 
@@ -105,6 +106,7 @@ impl Site {
             max_duration: None,
             max_connect_attempts: 1,
             hand_off: HandOff::Stay,
+            is_virtual: false,
             weighted: false,
         }
     }
@@ -120,6 +122,7 @@ pub struct Setup {
     pub sites: Vec<Site>,
     pub drain_timeout: Duration,
     pub broken: Option<String>,
+    pub intercept: Option<Intercept>,
 }
 
 fn cluster(runtime: &Runtime, name: String, endpoints: &[SocketAddr]) -> Arc<Cluster> {
@@ -189,7 +192,10 @@ fn snapshot(setup: &Setup, runtime: &Runtime, version: u64) -> Snapshot {
             stats: runtime.stats.listener(&name),
             name,
             address: site.address,
-            binding: Binding::Socket { reuse_port: ReusePort::PerWorker, backlog: 128 },
+            binding: match site.is_virtual {
+                true => Binding::Virtual,
+                false => Binding::Socket { reuse_port: ReusePort::PerWorker, backlog: 128 },
+            },
             hand_off: site.hand_off,
             listener_filters: site.filters.to_vec(),
             listener_filters_timeout: Some(site.filters_timeout),
@@ -199,7 +205,7 @@ fn snapshot(setup: &Setup, runtime: &Runtime, version: u64) -> Snapshot {
     }
     Snapshot {
         origin: Origin { source: "test".to_owned(), text: "".into(), version, loaded_at: SystemTime::now() },
-        intercept: None,
+        intercept: setup.intercept.clone(),
         listeners: Listeners::new(listeners).expect("listeners"),
         route_configs: BTreeMap::new(),
         clusters,
@@ -219,7 +225,7 @@ pub struct AgentUnderTest {
 
 impl AgentUnderTest {
     pub fn of(site: Site) -> Self {
-        Self::start(Setup { sites: vec![site], drain_timeout: Duration::from_secs(5), broken: None })
+        Self::start(Setup { sites: vec![site], drain_timeout: Duration::from_secs(5), broken: None, intercept: None })
     }
 
     pub fn start(setup: Setup) -> Self {
