@@ -70,7 +70,7 @@ pub async fn serve(accepted: Accepted, worker: Rc<Worker>) {
     let _total = Active::new(&worker.shared.runtime.stats.server.total_connections);
     let handover = tokio::select! {
         handover = resolve(&accepted, &worker) => handover,
-        () = worker.shared.drain.closing() => return,
+        () = worker.shared.drain.closing() => Err(Refusal::new(ResponseFlags::LOCAL_RESET, "drain deadline")),
     };
     let served = match handover {
         Ok(handover) => route(accepted, handover, &mut record, &worker).await,

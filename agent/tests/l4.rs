@@ -258,6 +258,17 @@ fn a_client_that_ends_without_a_word_still_hears_the_server() {
     assert_eq!(read_to_end(&mut client), b"Sat Nov 21\n");
 }
 
+#[test]
+fn a_client_that_ends_before_anything_can_be_decided_is_served_as_bytes() {
+    let agent = AgentUnderTest::of(Site::inspected(&[echo(b"")]));
+    let mut client = agent.connect();
+    client.write_all(b"GE").expect("write");
+    std::thread::sleep(Duration::from_millis(30));
+    client.shutdown(Shutdown::Write).expect("shutdown");
+    assert_eq!(read_to_end(&mut client), b"GE");
+    assert_eq!(agent.records.only().flags.to_string(), "-");
+}
+
 fn tls_client_hello(name: &str) -> Vec<u8> {
     let sized = |content: &[u8]| [&(content.len() as u16).to_be_bytes()[..], content].concat();
     let entry = [&[0][..], &sized(name.as_bytes())].concat();

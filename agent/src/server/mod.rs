@@ -152,7 +152,7 @@ pub struct Server {
     serving: Serving,
 }
 
-/// A server that runs on a thread of its own.
+/// A server that runs on a thread of its own, also when this is dropped: only [`Self::stop`] and [`Self::kill`] end it.
 pub struct Running {
     shared: Arc<Shared>,
     control: Control,
