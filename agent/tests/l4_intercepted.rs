@@ -100,3 +100,20 @@ fn a_reload_changes_what_is_intercepted() {
     assert!(refused.contains("intercept.cgroup"), "{refused}");
     agent.running.stop().expect("stop");
 }
+
+#[test]
+fn the_agents_own_connections_are_left_alone_in_the_cgroup_that_it_intercepts() {
+    let cgroup = Cgroup::new("l4-own");
+    let text = std::fs::read_to_string("/proc/self/cgroup").expect("cgroups");
+    let home = text.lines().find_map(|line| line.strip_prefix("0::/")).expect("cgroup2").to_owned();
+    let home = cgroup::mount_point().expect("cgroup2").join(home).join("cgroup.procs");
+    let own_pid = std::process::id().to_string();
+    let outbound = Site { hand_off: HandOff::ByOriginalDst, ..Site::to(&[echo(b"outbound")]) };
+    std::fs::write(cgroup.0.join("cgroup.procs"), &own_pid).expect("enter");
+    let agent = AgentUnderTest::start(intercepting(&cgroup, vec![outbound]));
+    let read = cgroup.read_from("127.77.0.1", 80);
+    let record = agent.records.only();
+    agent.running.stop().expect("stop");
+    std::fs::write(home, own_pid).expect("leave");
+    assert_eq!((read.as_str(), record.flags.to_string()), ("outbound", "-".to_owned()));
+}
