@@ -10,8 +10,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::addr::{ClientAddr, EndpointAddr, OrigDstAddr};
 use crate::kernel::Process;
+use crate::snapshot::AccessLog;
 
 use super::ResponseFlags;
+use super::writer::OpenError;
 
 /// What a connection and its requests have in common.
 #[derive(Clone, Debug)]
@@ -129,6 +131,14 @@ pub enum Record {
 pub trait RecordSink: Send + Sync {
     /// Called once for each record.
     fn write(&self, record: Record);
+
+    /// Changes to the access logs of a new configuration, before it is published. Called on the main thread.
+    ///
+    /// # Errors
+    /// One of them cannot be opened; nothing is changed then.
+    fn replace_logs(&self, _logs: &[AccessLog]) -> Result<(), OpenError> {
+        Ok(())
+    }
 }
 
 /// Ends in exactly one record: `T` is filled in through `DerefMut` and written on drop.

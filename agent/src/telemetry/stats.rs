@@ -206,6 +206,52 @@ impl Registry {
     }
 }
 
+impl Registry {
+    /// All listeners in use, by name.
+    pub fn listeners(&self) -> Vec<(Arc<str>, Arc<ListenerStats>)> {
+        in_use(&self.listeners)
+    }
+
+    /// All HTTP connection managers in use, by `stat_prefix`.
+    pub fn http_managers(&self) -> Vec<(Arc<str>, Arc<HttpStats>)> {
+        in_use(&self.http)
+    }
+
+    /// All rows of all route tables in use.
+    pub fn routes(&self) -> Vec<(RouteKey, Arc<RouteStats>)> {
+        in_use(&self.routes)
+    }
+
+    /// All clusters in use, by name.
+    pub fn clusters(&self) -> Vec<(Arc<str>, Arc<ClusterStats>)> {
+        in_use(&self.clusters)
+    }
+}
+
+/// Forgets what no snapshot and no connection holds any more, so that reloads do not add up, and returns the rest.
+fn in_use<K: Ord + Clone, T>(group: &Group<K, T>) -> Vec<(K, Arc<T>)> {
+    let mut group = group.lock().unwrap_or_else(PoisonError::into_inner);
+    group.retain(|_, stats| Arc::strong_count(stats) > 1);
+    group.iter().map(|(key, stats)| (key.clone(), stats.clone())).collect()
+}
+
 fn entry<K: Ord, T: Default>(group: &Group<K, T>, key: K) -> Arc<T> {
     group.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default().clone()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nothing_holds_any_more_is_forgotten() {
+        let registry = Registry::default();
+        let kept = registry.cluster(&"kept".into());
+        registry.cluster(&"gone".into()).upstream_rq_total.inc();
+        kept.upstream_rq_total.inc();
+        let names: Vec<_> = registry.clusters().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["kept".into()]);
+        assert_eq!(registry.cluster(&"kept".into()).upstream_rq_total.value(), 1);
+        assert_eq!(registry.cluster(&"gone".into()).upstream_rq_total.value(), 0);
+    }
 }

@@ -1,0 +1,189 @@
+//! Every statistic at one moment, each with what it is about: what `/stats` and Prometheus print.
+//!
+//! Before: the registry and the endpoints of the snapshot. After: [`super::prometheus`] and the admin interface.
+//! What is printed is bounded by the configuration; endpoints, of which DNS may bring many, by a limit of their own.
+
+use std::sync::Arc;
+
+use crate::addr::EndpointAddr;
+use crate::snapshot::Snapshot;
+
+use super::metric::{HistogramValue, Metric};
+use super::stats::{Registry, RouteKey};
+
+/// Endpoints of one cluster that are printed; how many were left out is a statistic itself.
+pub const ENDPOINTS_PER_CLUSTER_MAX: usize = 1000;
+
+/// What a statistic is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// The agent.
+    Server,
+    /// The programs in the kernel.
+    Kernel,
+    /// A listener.
+    Listener(Arc<str>),
+    /// An HTTP connection manager, by `stat_prefix`.
+    Http(Arc<str>),
+    /// A row of a route table.
+    Route(RouteKey),
+    /// A cluster.
+    Cluster(Arc<str>),
+    /// An endpoint of a cluster.
+    Endpoint(Arc<str>, EndpointAddr),
+}
+
+impl Scope {
+    /// What Envoy's text form puts before the statistic's name, with a dot at the end.
+    pub fn prefix(&self) -> String {
+        match self {
+            Self::Server => "server.".to_owned(),
+            Self::Kernel => "kernel.".to_owned(),
+            Self::Listener(name) => format!("listener.{name}."),
+            Self::Http(stat_prefix) => format!("http.{stat_prefix}."),
+            Self::Route((config, host, row)) => format!("route.{config}.{host}.{row}."),
+            Self::Cluster(name) => format!("cluster.{name}."),
+            Self::Endpoint(cluster, address) => format!("cluster.{cluster}.endpoint.{address}."),
+        }
+    }
+
+    /// The second word of a Prometheus name.
+    pub fn family(&self) -> &'static str {
+        match self {
+            Self::Server => "server",
+            Self::Kernel => "kernel",
+            Self::Listener(_) => "listener",
+            Self::Http(_) => "http",
+            Self::Route(_) => "route",
+            Self::Cluster(_) => "cluster",
+            Self::Endpoint(..) => "endpoint",
+        }
+    }
+
+    /// Prometheus labels.
+    pub fn labels(&self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::Server | Self::Kernel => Vec::new(),
+            Self::Listener(name) => vec![("listener", name.to_string())],
+            Self::Http(stat_prefix) => vec![("http_conn_manager_prefix", stat_prefix.to_string())],
+            Self::Route((config, host, row)) => vec![
+                ("route_config", config.to_string()),
+                ("virtual_host", host.to_string()),
+                ("route", row.to_string()),
+            ],
+            Self::Cluster(name) => vec![("cluster", name.to_string())],
+            Self::Endpoint(cluster, address) => {
+                vec![("cluster", cluster.to_string()), ("endpoint", address.to_string())]
+            }
+        }
+    }
+}
+
+/// One statistic at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sample {
+    /// What it is about.
+    pub scope: Scope,
+    /// Envoy's name for it, without prefix.
+    pub name: &'static str,
+    /// A sentence.
+    pub help: &'static str,
+    /// Its value.
+    pub value: Value,
+}
+
+/// The value of a statistic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// Only grows.
+    Counter(u64),
+    /// Goes up and down.
+    Gauge(i64),
+    /// A distribution of durations.
+    Histogram(HistogramValue),
+}
+
+impl From<Metric<'_>> for Value {
+    fn from(metric: Metric<'_>) -> Self {
+        match metric {
+            Metric::Counter(counter) => Self::Counter(counter.value()),
+            Metric::Gauge(gauge) => Self::Gauge(gauge.value()),
+            Metric::Histogram(histogram) => Self::Histogram(histogram.value()),
+        }
+    }
+}
+
+impl Sample {
+    /// The name in Envoy's text form.
+    pub fn full_name(&self) -> String {
+        self.scope.prefix() + self.name
+    }
+
+    /// Whether anything was ever recorded.
+    pub fn is_used(&self) -> bool {
+        match &self.value {
+            Value::Counter(value) => *value != 0,
+            Value::Gauge(value) => *value != 0,
+            Value::Histogram(value) => value.count != 0,
+        }
+    }
+}
+
+/// One counter of the kernel side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelCounter {
+    /// The reason that it counts.
+    pub name: &'static str,
+    /// A sentence.
+    pub help: &'static str,
+    /// Summed over all CPUs.
+    pub value: u64,
+}
+
+/// All statistics of the agent now, grouped by scope.
+pub fn collect(registry: &Registry, snapshot: &Snapshot, kernel: &[KernelCounter]) -> Vec<Sample> {
+    let mut samples = Vec::new();
+    registry.server.for_each(&mut into(&mut samples, &Scope::Server));
+    samples.extend(kernel.iter().map(|counter| Sample {
+        scope: Scope::Kernel,
+        name: counter.name,
+        help: counter.help,
+        value: Value::Counter(counter.value),
+    }));
+    for (name, stats) in registry.listeners() {
+        stats.for_each(&mut into(&mut samples, &Scope::Listener(name)));
+    }
+    for (stat_prefix, stats) in registry.http_managers() {
+        stats.for_each(&mut into(&mut samples, &Scope::Http(stat_prefix)));
+    }
+    for (key, stats) in registry.routes() {
+        stats.for_each(&mut into(&mut samples, &Scope::Route(key)));
+    }
+    for (name, stats) in registry.clusters() {
+        stats.for_each(&mut into(&mut samples, &Scope::Cluster(name)));
+    }
+    collect_endpoints(snapshot, &mut samples);
+    samples
+}
+
+fn collect_endpoints(snapshot: &Snapshot, samples: &mut Vec<Sample>) {
+    for cluster in snapshot.clusters.values() {
+        let endpoints = cluster.endpoints.load();
+        let all = endpoints.all();
+        for member in all.iter().take(ENDPOINTS_PER_CLUSTER_MAX) {
+            let scope = Scope::Endpoint(cluster.name.clone(), member.endpoint.address);
+            member.endpoint.stats.for_each(&mut into(samples, &scope));
+        }
+        let left_out = all.len().saturating_sub(ENDPOINTS_PER_CLUSTER_MAX);
+        samples.push(Sample {
+            scope: Scope::Cluster(cluster.name.clone()),
+            name: "endpoints_not_exported",
+            help: "Endpoints whose own statistics are left out, because there are too many",
+            value: Value::Gauge(i64::try_from(left_out).unwrap_or(i64::MAX)),
+        });
+    }
+}
+
+fn into<'a>(samples: &'a mut Vec<Sample>, scope: &'a Scope) -> impl FnMut(&'static str, &'static str, Metric<'_>) + 'a {
+    |name, help, metric| samples.push(Sample { scope: scope.clone(), name, help, value: metric.into() })
+}
