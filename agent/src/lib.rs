@@ -4,6 +4,8 @@
 #![forbid(unsafe_code)]
 
 pub mod addr;
+pub mod admin;
+pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod drain;

@@ -1,0 +1,270 @@
+//! The admin interface of a whole agent, over real sockets.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::{AdminServer, AdminSocketOption, State};
+use crate::config::{self, Source};
+use crate::server::{LoadError, Ports, Running, Server, ServerOptions, SignalHandling};
+use crate::snapshot::Runtime;
+use crate::telemetry::record::RecordSink;
+use crate::telemetry::sink::Sinks;
+
+const CONFIG: &str = r#"
+listeners:
+  - name: web
+    address: 127.0.0.1:8080
+    filter_chains:
+      - name: http
+        match: {application_protocols: [http/1.1]}
+        http: {route_config: shop}
+    default_filter_chain: {tcp_proxy: {cluster: origin}}
+route_configs:
+  - name: shop
+    virtual_hosts:
+      - name: all
+        domains: ["*"]
+        routes:
+          - {match: {prefix: /a, methods: [GET, POST]}, route: {cluster: origin, prefix_rewrite: /b}}
+          - {match: {prefix: /}, redirect: {host_redirect: new.example, response_code: 308}}
+clusters:
+  - {name: origin, type: static, endpoints: [127.0.0.1:9001]}
+"#;
+
+/// An agent that intercepts nothing, with its admin interface.
+struct World {
+    running: Option<Running>,
+    sinks: Arc<Sinks>,
+    socket: PathBuf,
+    prometheus: SocketAddr,
+    readiness: SocketAddr,
+    _directory: tempfile::TempDir,
+}
+
+impl World {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().expect("directory");
+        let file = directory.path().join("waylay.yaml");
+        std::fs::write(&file, CONFIG).expect("configuration");
+        let runtime = Runtime::default();
+        let sinks = Sinks::open(&[], runtime.stats.clone()).expect("sinks");
+        let loader = Arc::new(move |runtime: &Runtime, version| {
+            let loaded = config::load(&Source::File(file.clone()), runtime, version);
+            let mut snapshot = loaded.map_err(|errors| LoadError(errors.to_string()))?.snapshot;
+            // Free ports, which a configuration cannot ask for.
+            let free = Some(([127, 0, 0, 1], 0).into());
+            (snapshot.admin.prometheus, snapshot.admin.readiness) = (free, free);
+            Ok(snapshot)
+        });
+        let options = ServerOptions {
+            concurrency: Some(1),
+            ports: Ports::Ephemeral,
+            signals: SignalHandling::Caller,
+            ..ServerOptions::default()
+        };
+        let server = Server::with_loader(options, loader, runtime, sinks.clone()).expect("server");
+        let socket = directory.path().join("run/admin.sock");
+        let admin = AdminServer::bind(&server.shared().snapshot.load().admin, &AdminSocketOption::At(socket.clone()))
+            .expect("admin");
+        let (prometheus, readiness) = (admin.prometheus_address(), admin.readiness_address());
+        let state = State::new(server.shared().clone(), sinks.clone(), server.control());
+        server.runtime().spawn(admin.run(state));
+        Self {
+            running: Some(server.start().expect("running")),
+            sinks,
+            socket,
+            prometheus: prometheus.expect("address"),
+            readiness: readiness.expect("address"),
+            _directory: directory,
+        }
+    }
+
+    /// Status and body of the answer on the admin socket.
+    fn ask(&self, method: &str, path: &str) -> (u16, String) {
+        ask(UnixStream::connect(&self.socket).expect("connect"), method, path)
+    }
+
+    fn json(&self, path: &str) -> Value {
+        let (status, body) = self.ask("GET", path);
+        assert_eq!(status, 200, "{path}: {body}");
+        serde_json::from_str(&body).expect("JSON")
+    }
+
+    fn configuration(&self) -> PathBuf {
+        self._directory.path().join("waylay.yaml")
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.stop().expect("stopped");
+        }
+        assert!(!self.socket.exists(), "the socket goes with the agent");
+    }
+}
+
+fn ask(mut stream: impl Read + Write, method: &str, path: &str) -> (u16, String) {
+    write!(stream, "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").expect("write");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("read");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("head");
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("status");
+    (status, body.to_owned())
+}
+
+fn tcp(address: SocketAddr) -> TcpStream {
+    TcpStream::connect(address).expect("connect")
+}
+
+#[test]
+fn paths_and_methods_are_told_apart() {
+    let world = World::new();
+    for (method, path, expected) in [
+        ("GET", "/", 200),
+        ("GET", "/help", 200),
+        ("GET", "/ready", 200),
+        ("HEAD", "/config_dump", 200),
+        ("GET", "/nope", 404),
+        ("POST", "/ready", 405),
+        ("DELETE", "/stats", 405),
+        ("GET", "/quitquitquit", 405),
+        ("HEAD", "/reload", 405),
+        ("GET", "/stats?format=xml", 400),
+        ("GET", "/stats?filter=(", 400),
+        ("GET", "/config_dump?mask=x", 400),
+        ("GET", "/trace?dst=nowhere", 400),
+        ("POST", "/logging", 200),
+    ] {
+        let (status, body) = world.ask(method, path);
+        assert_eq!(status, expected, "{method} {path}: {body}");
+        assert_eq!(body.is_empty(), method == "HEAD", "{method} {path}");
+    }
+}
+
+#[test]
+fn the_open_listeners_serve_their_pages_only() {
+    let world = World::new();
+    let (prometheus, readiness) = (world.prometheus, world.readiness);
+    for (address, method, path, expected) in [
+        (prometheus, "GET", "/metrics", 200),
+        (prometheus, "GET", "/stats/prometheus", 200),
+        (prometheus, "GET", "/config_dump", 404),
+        (prometheus, "POST", "/quitquitquit", 404),
+        (prometheus, "POST", "/metrics", 405),
+        (readiness, "GET", "/healthz/ready", 200),
+        (readiness, "HEAD", "/ready", 200),
+        (readiness, "GET", "/stats", 404),
+    ] {
+        assert_eq!(ask(tcp(address), method, path).0, expected, "{method} {path}");
+    }
+    let (_, metrics) = ask(tcp(prometheus), "GET", "/metrics");
+    for line in [
+        "# TYPE waylay_cluster_upstream_rq_total counter",
+        "waylay_cluster_upstream_rq_total{cluster=\"origin\"} 0",
+        "waylay_endpoint_rq_total{cluster=\"origin\",endpoint=\"127.0.0.1:9001\"} 0",
+        "waylay_listener_downstream_cx_total{listener=\"web\"} 0",
+        "waylay_server_concurrency 1",
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "{line}\nin\n{metrics}");
+    }
+}
+
+#[test]
+fn the_dump_is_envoys() {
+    let world = World::new();
+    let dump = world.json("/config_dump?include_eds");
+    let section = |name: &str| {
+        let sections = dump["configs"].as_array().expect("sections");
+        let wanted = format!("type.googleapis.com/envoy.admin.v3.{name}");
+        sections.iter().find(|section| section["@type"] == *wanted).expect(name)
+    };
+    let listener = &section("ListenersConfigDump")["static_listeners"][0]["listener"];
+    assert_eq!(listener["@type"], "type.googleapis.com/envoy.config.listener.v3.Listener");
+    assert_eq!(listener["filter_chains"][0]["filter_chain_match"]["application_protocols"][0], "http/1.1");
+    let manager = &listener["filter_chains"][0]["filters"][0];
+    assert_eq!(manager["name"], "envoy.filters.network.http_connection_manager");
+    assert_eq!(manager["typed_config"]["rds"]["route_config_name"], "shop");
+    assert_eq!(listener["default_filter_chain"]["filters"][0]["typed_config"]["cluster"], "origin");
+    let rows = &section("RoutesConfigDump")["static_route_configs"][0]["route_config"]["virtual_hosts"][0]["routes"];
+    assert_eq!(rows[0]["match"]["headers"][0]["string_match"]["safe_regex"]["regex"], "GET|POST");
+    assert_eq!(rows[0]["route"]["prefix_rewrite"], "/b");
+    assert_eq!(rows[1]["redirect"]["response_code"], "PERMANENT_REDIRECT");
+    let cluster = &section("ClustersConfigDump")["static_clusters"][0]["cluster"];
+    assert_eq!((&cluster["name"], &cluster["type"]), (&"origin".into(), &"STATIC".into()));
+    let endpoint = &section("EndpointsConfigDump")["static_endpoint_configs"][0]["endpoint_config"];
+    assert_eq!(endpoint["cluster_name"], "origin");
+    let named = world.json("/config_dump?resource=static_clusters&name_regex=nothing");
+    assert_eq!(named["configs"], Value::Array(Vec::new()));
+}
+
+#[test]
+fn the_lists_have_both_forms() {
+    let world = World::new();
+    assert!(world.ask("GET", "/clusters").1.contains("origin::127.0.0.1:9001::health_flags::healthy\n"));
+    assert_eq!(world.ask("GET", "/listeners").1, "web::127.0.0.1:8080\n");
+    assert_eq!(world.ask("GET", "/routes").1, "shop::all::0::rq_total::0\nshop::all::1::rq_total::0\n");
+    let host = &world.json("/clusters?format=json")["cluster_statuses"][0]["host_statuses"][0];
+    assert_eq!(host["address"]["socket_address"]["port_value"], 9001);
+    assert_eq!(host["health_status"]["eds_health_status"], "HEALTHY");
+    assert_eq!(world.json("/listeners?format=json")["listener_statuses"][0]["name"], "web");
+    assert_eq!(world.json("/routes?format=json")["route_configs"][0]["virtual_hosts"][0]["routes"][1]["index"], 1);
+    let info = world.json("/server_info");
+    assert_eq!((&info["state"], &info["command_line_options"]["concurrency"]), (&"LIVE".into(), &1.into()));
+    assert!(world.ask("GET", "/stats?filter=^server").1.lines().all(|line| line.starts_with("server.")));
+    assert_eq!(world.ask("GET", "/stats?usedonly&filter=concurrency").1, "server.concurrency: 1\n");
+}
+
+#[test]
+fn a_reload_answers_with_the_version_or_with_what_is_wrong() {
+    let world = World::new();
+    assert_eq!(world.ask("POST", "/reload"), (200, "configuration version 2 is in force\n".to_owned()));
+    std::fs::write(world.configuration(), "listeners: [{nome: x}]\n").expect("configuration");
+    let (status, errors) = world.ask("POST", "/reload");
+    assert_eq!(status, 400);
+    assert!(errors.contains("waylay.yaml:1:"), "{errors}");
+    let info = world.json("/server_info");
+    assert_eq!(info["configuration"]["version"], 2);
+    assert!(info["configuration"]["error_state"]["details"].as_str().is_some_and(|details| details.contains("nome")));
+}
+
+#[test]
+fn draining_is_told_by_readiness() {
+    let world = World::new();
+    assert_eq!(ask(tcp(world.readiness), "GET", "/healthz/ready"), (200, "LIVE\n".to_owned()));
+    assert_eq!(world.ask("POST", "/drain_listeners").0, 200);
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while ask(tcp(world.readiness), "GET", "/healthz/ready") != (503, "DRAINING\n".to_owned()) {
+        assert!(Instant::now() < deadline, "still not draining");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_watcher_sees_records_until_it_hangs_up() {
+    let world = World::new();
+    let mut stream = UnixStream::connect(&world.socket).expect("connect");
+    stream.set_read_timeout(Some(Duration::from_secs(5))).expect("timeout");
+    write!(stream, "GET /trace?comm=curl HTTP/1.1\r\nhost: x\r\n\r\n").expect("write");
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !world.sinks.trace().is_watched() {
+        assert!(Instant::now() < deadline, "never watched");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let request = crate::telemetry::samples::request();
+    world.sinks.write(crate::telemetry::record::Record::Request(Box::new(request)));
+    let lines = BufReader::new(&stream).lines().map(|line| line.expect("line"));
+    let event = lines.into_iter().find(|line| line.starts_with('{')).expect("event");
+    assert_eq!(serde_json::from_str::<Value>(&event).expect("JSON")["path"], "/checkout/cart?x=1");
+    drop(stream);
+    while world.sinks.trace().is_watched() {
+        assert!(Instant::now() < deadline, "still watched");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
