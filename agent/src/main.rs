@@ -1,1 +1,8 @@
-fn main() {}
+//! The `waylay` program: see [`waylay::cli`].
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    waylay::cli::main()
+}

@@ -64,6 +64,8 @@ impl Serving {
         for listener in new.listeners.iter().filter(|listener| !self.bound.contains_key(&listener.address)) {
             added.extend(bind(listener, self.workers.len(), self.ports)?);
         }
+        let logs = self.shared.records.replace_logs(&new.access_log);
+        logs.map_err(|error| ServerError::Config(LoadError(describe(&error))))?;
         if let (Some(attached), Some(intercept)) = (&self.attached, &new.intercept)
             && old.intercept.as_ref().is_some_and(|old| old.policy != intercept.policy)
         {

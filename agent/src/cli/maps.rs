@@ -1,0 +1,187 @@
+//! `waylay maps`: the BPF maps of every instance, decoded, read from the kernel itself: it works while the agent hangs.
+
+use anyhow::bail;
+use clap::ValueEnum;
+use serde_json::{Map, Value, json};
+
+use super::output::{self, Format};
+use super::table::Table;
+use crate::kernel::inspect::{self, Instance};
+
+/// Show the BPF maps, decoded; works without the agent
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  waylay maps                    # every map of every instance
+  waylay maps counters           # why connections were taken or left alone
+  waylay maps policy -o json")]
+pub struct Args {
+    /// Only this map
+    #[arg(value_enum)]
+    name: Option<Name>,
+
+    /// Only this instance, by the number that the first line shows
+    #[arg(long)]
+    instance: Option<u32>,
+
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Name {
+    /// What the hooks were told, and the agent's heartbeat
+    Settings,
+    /// Every way out of the hooks, counted
+    Counters,
+    /// Which destinations are taken
+    Policy,
+    /// Listener addresses that are never redirected
+    Exempt,
+    /// Network namespaces that take part
+    Netns,
+    /// Handshakes in flight
+    Handover,
+    /// What the sockets of this network namespace remember
+    Sockets,
+}
+
+const ALL: [Name; 7] =
+    [Name::Settings, Name::Counters, Name::Policy, Name::Exempt, Name::Netns, Name::Handover, Name::Sockets];
+
+impl Args {
+    /// Prints them.
+    ///
+    /// # Errors
+    /// The kernel's maps cannot be read.
+    pub fn run(&self) -> anyhow::Result<()> {
+        let mut instances = inspect::instances()?;
+        instances.retain(|instance| self.instance.is_none_or(|id| id == instance.id()));
+        if let (Some(id), true) = (self.instance, instances.is_empty()) {
+            bail!("there is no instance {id}: see `waylay maps` for those that are");
+        }
+        let names: Vec<_> = self.name.map_or_else(|| ALL.to_vec(), |name| vec![name]);
+        match self.output {
+            Format::Json => {
+                let all: Vec<_> = instances.iter().map(|one| instance_json(one, &names)).collect::<Result<_, _>>()?;
+                output::print_json(&all)
+            }
+            Format::Table if instances.is_empty() => {
+                eprintln!("nothing of waylay is in the kernel");
+                Ok(())
+            }
+            Format::Table => {
+                let texts: Vec<_> = instances.iter().map(|one| instance_text(one, &names)).collect::<Result<_, _>>()?;
+                output::print(&texts.join("\n"))
+            }
+        }
+    }
+}
+
+impl Name {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Settings => "settings",
+            Self::Counters => "counters",
+            Self::Policy => "policy",
+            Self::Exempt => "exempt",
+            Self::Netns => "netns",
+            Self::Handover => "handover",
+            Self::Sockets => "sockets",
+        }
+    }
+
+    fn content(self, instance: &Instance) -> anyhow::Result<Value> {
+        Ok(match self {
+            Self::Settings => serde_json::to_value(instance.status()?)?,
+            Self::Counters => serde_json::to_value(instance.counters()?)?,
+            Self::Policy => serde_json::to_value(instance.policy()?)?,
+            Self::Exempt => serde_json::to_value(instance.exempt()?)?,
+            Self::Netns => instance.netns()?.into_iter().map(|cookie| json!({"netns_cookie": cookie})).collect(),
+            Self::Handover => serde_json::to_value(instance.handover()?)?,
+            Self::Sockets => serde_json::to_value(instance.sockets()?)?,
+        })
+    }
+}
+
+fn instance_json(instance: &Instance, names: &[Name]) -> anyhow::Result<Value> {
+    let mut object = Map::new();
+    object.insert("instance".to_owned(), instance.id().into());
+    object.insert("agent_pid".to_owned(), instance.agent_pid().into());
+    object.insert("cgroup_id".to_owned(), instance.cgroup_id().into());
+    for name in names {
+        object.insert(name.label().to_owned(), name.content(instance)?);
+    }
+    Ok(Value::Object(object))
+}
+
+fn instance_text(instance: &Instance, names: &[Name]) -> anyhow::Result<String> {
+    let mut text = format!(
+        "instance {} (agent pid {}, cgroup id {})\n",
+        instance.id(),
+        instance.agent_pid(),
+        instance.cgroup_id()
+    );
+    for name in names {
+        text.push_str(&format!("\n{}\n{}", name.label(), content_text(&name.content(instance)?)));
+    }
+    Ok(text)
+}
+
+/// An object as lines of names and values, a list of objects as a table.
+fn content_text(content: &Value) -> String {
+    match content {
+        Value::Object(fields) => {
+            let width = fields.keys().map(String::len).max().unwrap_or_default();
+            fields.iter().map(|(name, value)| format!("  {name:width$}  {}\n", cell(value))).collect()
+        }
+        Value::Array(rows) if rows.is_empty() => "  (empty)\n".to_owned(),
+        Value::Array(rows) => rows_text(rows),
+        other => format!("  {other}\n"),
+    }
+}
+
+fn rows_text(rows: &[Value]) -> String {
+    let Some(Value::Object(first)) = rows.first() else { return String::new() };
+    let names: Vec<_> = first.keys().map(|name| name.to_uppercase()).collect();
+    let heading: Vec<_> = names.iter().map(String::as_str).collect();
+    let mut table = Table::new(&heading, 2);
+    for row in rows {
+        table.cells(first.keys().map(|name| cell(&row[name])).collect());
+    }
+    table.text().lines().map(|line| format!("  {}\n", line.trim_end())).collect()
+}
+
+fn cell(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.escape_debug().to_string(),
+        Value::Array(values) if values.is_empty() => "-".to_owned(),
+        Value::Array(values) => values.iter().map(cell).collect::<Vec<_>>().join(","),
+        // A process: its pid and name say most.
+        Value::Object(fields) if fields.contains_key("comm") => {
+            format!("{}[{}]", cell(&fields["comm"]), fields.get("pid").map(cell).unwrap_or_default())
+        }
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maps_print_as_tables() {
+        let policy = json!([
+            {"prefix": "0.0.0.0/0", "include": ["all"], "exclude": []},
+            {"prefix": "10.0.0.0/8", "include": ["80", "8000-8999"], "exclude": ["22"]},
+        ]);
+        assert_eq!(
+            content_text(&policy),
+            "  PREFIX      INCLUDE       EXCLUDE\n  0.0.0.0/0   all           -\n  10.0.0.0/8  80,8000-8999  22\n"
+        );
+        assert_eq!(content_text(&json!([])), "  (empty)\n");
+        assert_eq!(content_text(&json!({"layout": 1, "agent_pid": 7})), "  layout     1\n  agent_pid  7\n");
+        assert_eq!(cell(&json!({"pid": 3, "comm": "a\u{1b}b"})), "a\\u{1b}b[3]");
+    }
+}

@@ -1,0 +1,106 @@
+//! The command line: one file a verb.
+//!
+//! Data goes to standard output, messages to standard error. Exit status: 0 for success, 1 for failure, 2 for wrong
+//! usage; `exec` ends with the status of its command.
+
+mod client;
+mod completion;
+mod detach;
+mod enter;
+mod exec;
+mod man;
+mod maps;
+mod output;
+mod proxy_config;
+mod run;
+mod start;
+mod table;
+mod trace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use output::OutputClosed;
+
+/// Takes the connections of unmodified programs in the kernel and routes them as an Envoy sidecar would
+#[derive(Debug, Parser)]
+#[command(
+    name = "waylay",
+    version,
+    after_help = "Examples:
+  sudo waylay run -c waylay.yaml
+  sudo waylay exec --route '/checkout => 127.0.0.1:9001' -- curl http://shop.example/checkout
+  waylay explain -c waylay.yaml -H 'x-canary: true' http://10.0.0.9:8080/checkout
+  sudo waylay proxy-config route -o wide
+
+Exit status: 0 success, 1 failure, 2 wrong usage."
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Run(run::Args),
+    Exec(exec::Args),
+    #[command(visible_alias = "pc")]
+    ProxyConfig(proxy_config::Args),
+    Maps(maps::Args),
+    Trace(trace::Args),
+    Detach(detach::Args),
+    Completion(completion::Args),
+    Man(man::Args),
+    #[command(name = "__enter", hide = true)]
+    Enter(enter::Args),
+}
+
+/// Does what the command line says.
+pub fn main() -> ExitCode {
+    let done = match Cli::parse().verb {
+        Verb::Run(args) => succeeded(args.run()),
+        Verb::Exec(args) => args.run(),
+        Verb::ProxyConfig(args) => succeeded(args.run()),
+        Verb::Maps(args) => succeeded(args.run()),
+        Verb::Trace(args) => succeeded(args.run()),
+        Verb::Detach(args) => args.run(),
+        Verb::Completion(args) => succeeded(args.run()),
+        Verb::Man(args) => succeeded(args.run()),
+        Verb::Enter(args) => args.run(),
+    };
+    done.unwrap_or_else(|error| {
+        if error.is::<OutputClosed>() {
+            return ExitCode::SUCCESS;
+        }
+        // The chain of causes; errors that come one a line stay so.
+        eprintln!("waylay: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn succeeded(done: anyhow::Result<()>) -> anyhow::Result<ExitCode> {
+    done.map(|()| ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_aliases_of_istioctl_work() {
+        for line in ["waylay pc listeners", "waylay proxy-config ep --status healthy", "waylay pc r --name 80 -o json"]
+        {
+            assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
+        }
+        let usage = Cli::try_parse_from(["waylay", "exec", "--route", "nonsense", "--", "true"]).expect_err("usage");
+        assert_eq!(usage.exit_code(), 2);
+    }
+}

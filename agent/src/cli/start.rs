@@ -1,0 +1,129 @@
+//! Puts the agent together: configuration, access logs, admin interface, server. `run` and `exec` start here.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::Context;
+
+use crate::admin::{AdminServer, AdminSocketOption, State};
+use crate::config::watch::Watcher;
+use crate::config::{self, Source};
+use crate::server::{LoadError, Loader, Server, ServerOptions};
+use crate::snapshot::{Runtime, Snapshot};
+use crate::telemetry::record::RecordSink;
+use crate::telemetry::sink::{FLUSH_TIMEOUT, Sinks};
+
+/// Changes a configuration after it is loaded, for an agent that is not run from it as it stands.
+pub type Adjust = Box<dyn Fn(&mut Snapshot) + Send + Sync>;
+
+/// Whether the agent answers for itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Interface {
+    /// Admin socket, Prometheus, readiness.
+    On(AdminSocketOption),
+    /// Nothing of it.
+    Off,
+}
+
+/// An agent that is bound and attached, and not yet served.
+pub struct Agent {
+    /// The server.
+    pub server: Server,
+    /// Its access logs.
+    pub sinks: Arc<Sinks>,
+}
+
+impl Agent {
+    /// Loads `source`, binds everything, attaches.
+    ///
+    /// # Errors
+    /// Each says what to do about it; nothing stays bound or attached.
+    pub fn start(
+        source: Source,
+        options: ServerOptions,
+        interface: Interface,
+        adjust: Option<Adjust>,
+    ) -> anyhow::Result<Self> {
+        let runtime = Runtime::default();
+        let sinks = Sinks::open(&[], runtime.stats.clone())?;
+        let admin = Arc::new(Mutex::new(None));
+        let loader = loader(source, sinks.clone(), admin.clone(), interface, adjust);
+        let server = Server::with_loader(options, loader, runtime, sinks.clone())?;
+        let bound = admin.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(admin) = bound {
+            let state = State::new(server.shared().clone(), sinks.clone(), server.control());
+            server.runtime().spawn(AdminServer::run(admin, state));
+        }
+        Ok(Self { server, sinks })
+    }
+
+    /// Loads the configuration again whenever `watcher` sees the file change.
+    pub fn reload_on_change(&self, mut watcher: Watcher) {
+        let control = self.server.control();
+        self.server.runtime().spawn(async move {
+            loop {
+                watcher.changed().await;
+                // The server has logged what is wrong with it.
+                let _ = control.reload().await;
+            }
+        });
+    }
+
+    /// Serves until the agent is stopped; everything is written when this returns.
+    ///
+    /// # Errors
+    /// Those of the server.
+    pub fn run(self) -> anyhow::Result<()> {
+        let Self { server, sinks } = self;
+        reopen_on_sigusr1(&server, sinks.clone())?;
+        let served = server.run();
+        if !sinks.flush(FLUSH_TIMEOUT) {
+            tracing::warn!("some access records could not be written in time");
+        }
+        served.map_err(Into::into)
+    }
+}
+
+/// Loads and adjusts. The first load also binds the admin interface, so that a second agent is told of the first one
+/// before anything is redirected, and opens the access logs.
+fn loader(
+    source: Source,
+    sinks: Arc<Sinks>,
+    admin: Arc<Mutex<Option<AdminServer>>>,
+    interface: Interface,
+    adjust: Option<Adjust>,
+) -> Loader {
+    Arc::new(move |runtime, version| {
+        let loaded = config::load(&source, runtime, version)
+            .map_err(|errors| LoadError(errors.to_string().trim_end().into()))?;
+        for warning in &loaded.warnings {
+            tracing::warn!("{warning}");
+        }
+        let mut snapshot = loaded.snapshot;
+        if let Some(adjust) = &adjust {
+            adjust(&mut snapshot);
+        }
+        if version == 1 {
+            let failed = |error: anyhow::Error| LoadError(format!("{error:#}"));
+            if let Interface::On(socket) = &interface {
+                let bound = AdminServer::bind(&snapshot.admin, socket).map_err(|error| failed(error.into()))?;
+                *admin.lock().unwrap_or_else(PoisonError::into_inner) = Some(bound);
+            }
+            sinks.replace_logs(&snapshot.access_log).map_err(|error| failed(error.into()))?;
+        }
+        Ok(snapshot)
+    })
+}
+
+/// What log rotation sends after it has renamed the files.
+fn reopen_on_sigusr1(server: &Server, sinks: Arc<Sinks>) -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let _on_runtime = server.runtime().enter();
+    let mut rotated = signal(SignalKind::user_defined1()).context("installing the handler of SIGUSR1")?;
+    server.runtime().spawn(async move {
+        while rotated.recv().await.is_some() {
+            sinks.reopen();
+            tracing::info!("access logs opened anew");
+        }
+    });
+    Ok(())
+}
