@@ -13,7 +13,8 @@ use crate::telemetry::trace::Destination;
   waylay trace --dst 10.0.0.0/8
   waylay trace --dst :443 -o json | jq .verdict
 
-The kernel records decisions only while somebody watches. A watcher that is too slow loses events and is told how many.")]
+The kernel records decisions only while somebody watches. A watcher that is too slow loses
+events and is told how many.")]
 pub struct Args {
     /// Only of this process
     #[arg(long)]
@@ -71,7 +72,10 @@ fn human(event: &Value) -> String {
         Some(pid) => format!("{}[{pid}]", text("comm")),
         None => text("downstream_remote_address"),
     };
-    let to = || format!("{} -> {} ({})", text("original_dst"), text("upstream_cluster"), text("upstream_host"));
+    let to = || match &event["upstream_cluster"] {
+        Value::Null => text("original_dst"),
+        _ => format!("{} -> {} ({})", text("original_dst"), text("upstream_cluster"), text("upstream_host")),
+    };
     match event["kind"].as_str() {
         Some("decision") => {
             format!(
@@ -132,7 +136,7 @@ mod tests {
             (
                 json!({"kind": "connection", "start_time": "T", "downstream_remote_address": "127.0.0.1:4",
                        "response_flags": "UF", "bytes_received": 1, "bytes_sent": 2, "duration": 3}),
-                "T 127.0.0.1:4 closed UF - -> - (-) 1+2 bytes 3ms",
+                "T 127.0.0.1:4 closed UF - 1+2 bytes 3ms",
             ),
             (json!({"kind": "lost", "events": 7}), "(7 events lost: this watcher is too slow)"),
         ] {

@@ -14,6 +14,9 @@ use crate::kernel::cgroup::{Cgroup, mount_point};
 const REMOVE_ATTEMPTS: u32 = 50;
 const REMOVE_PAUSE: Duration = Duration::from_millis(20);
 
+/// What our cgroups are called, followed by the pid of the `waylay exec` that made them.
+const PREFIX: &str = "waylay-exec-";
+
 /// A cgroup of our own; removed when this is dropped. What still runs in it then goes back to where we are.
 #[derive(Debug)]
 pub struct ExecCgroup {
@@ -27,7 +30,7 @@ impl ExecCgroup {
     /// # Errors
     /// There is no cgroup v2, or the user may not make cgroups.
     pub fn create() -> anyhow::Result<Self> {
-        let name = format!("waylay-exec-{}", std::process::id());
+        let name = format!("{PREFIX}{}", std::process::id());
         let root = mount_point()?;
         let own = Cgroup::own().map_or_else(|_| root.clone(), |own| own.path().to_owned());
         let made =
@@ -36,6 +39,7 @@ impl ExecCgroup {
     }
 
     fn make(parent: &Path, name: &str) -> io::Result<Self> {
+        sweep(parent);
         let path = parent.join(name);
         fs::create_dir(&path)?;
         Ok(Self { path, parent: parent.to_owned() })
@@ -51,6 +55,19 @@ impl ExecCgroup {
         for pid in members.lines() {
             // It fails when the process has just ended.
             let _ = fs::write(self.parent.join("cgroup.procs"), pid);
+        }
+    }
+}
+
+/// Removes what killed `waylay exec`s have left in `parent`; a cgroup in which something still runs stays.
+fn sweep(parent: &Path) {
+    let Ok(entries) = fs::read_dir(parent) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix(PREFIX)).and_then(|pid| pid.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+            // It fails when something still runs in it.
+            let _ = fs::remove_dir(entry.path());
         }
     }
 }

@@ -30,9 +30,8 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Run one command with only its traffic intercepted; its exit status is ours
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Rows are tried in order, the first that matches wins; everything else goes where it wanted to go. They apply to
-plain-text HTTP on any port:
+#[command(after_help = "Rows are tried in order, the first that matches wins; everything else goes where it wanted to.
+They apply to plain-text HTTP on any port:
   '/checkout => 127.0.0.1:9001'                path prefix
   'POST /checkout => 127.0.0.1:9001'           method and path prefix
   'shop.example/checkout => 127.0.0.1:9001'    host (on any port) and path prefix
@@ -43,9 +42,8 @@ Examples:
   sudo waylay exec -v -- git clone http://git.example/repo
   sudo waylay exec -c waylay.yaml --user \"$SUDO_USER\" -- ./app
 
-The command runs as the user that runs waylay: under sudo that is root, unless --user says otherwise. Its exit status
-is ours; 128 and the signal's number when a signal killed it."
-)]
+The command runs as the user that runs waylay: under sudo that is root, unless --user says
+otherwise. Its exit status is ours; 128 and the signal's number when a signal killed it.")]
 pub struct Args {
     /// Serve this configuration; its listeners are bound to free ports
     #[arg(short, long, value_name = "FILE", conflicts_with = "route")]
