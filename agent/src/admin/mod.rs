@@ -2,7 +2,7 @@
 //! listeners for Prometheus (15090) and for readiness (15021), which serve nothing else.
 //!
 //! Before: the server, which binds them with [`AdminServer::bind`] and runs them on the main thread, never on a worker.
-//! After: [`router`], which answers. What the agent is told to do goes to the server through its [`Control`].
+//! After: `router`, which answers. What the agent is told to do goes to the server through its [`Control`].
 
 mod clusters;
 mod dump;

@@ -37,7 +37,7 @@ pub fn print(text: &str) -> anyhow::Result<()> {
 /// Writes JSON to standard output, indented by four like `istioctl`.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
     print(&json_text(value)?)
 }
