@@ -1,0 +1,135 @@
+//! `waylay explain`: what the agent would do with a connection and a request, and why; nothing is sent.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+
+use super::output::{self, Format};
+use crate::config::{self, Source};
+use crate::explain::{Question, Url, explain};
+use crate::snapshot::Runtime;
+
+/// Show what would become of a request: listener, filter chain, every row and why, cluster, endpoint
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  waylay explain -c waylay.yaml http://10.0.0.9:8080/checkout
+  waylay explain -c waylay.yaml --dst 10.0.0.9:8080 -H 'x-canary: true' http://shop.example/checkout
+  waylay explain -c waylay.yaml --sni api.example.com --alpn h2 https://10.0.0.9/ -o json
+
+Nothing is sent. The matching is the agent's own code; health is not known, so that every endpoint counts as usable.")]
+pub struct Args {
+    /// The configuration
+    #[arg(short, long, value_name = "FILE")]
+    config: PathBuf,
+
+    /// Where the client connects to; by default the URL's host and port
+    #[arg(long, value_name = "IP:PORT")]
+    dst: Option<SocketAddr>,
+
+    /// The client; by default loopback
+    #[arg(long, value_name = "IP:PORT")]
+    src: Option<SocketAddr>,
+
+    /// The connection is TLS; so is that of an https URL
+    #[arg(long)]
+    tls: bool,
+
+    /// The TLS server name; by default the host of an https URL
+    #[arg(long, value_name = "NAME")]
+    sni: Option<String>,
+
+    /// A protocol of the ALPN offer, in order; h2c without TLS is HTTP/2 by prior knowledge
+    #[arg(long, value_name = "PROTOCOL")]
+    alpn: Vec<String>,
+
+    /// The number that fractions, weights and random balancing draw with
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    random: u64,
+
+    /// The method
+    #[arg(short = 'X', long = "request", value_name = "METHOD", default_value_t = Method::GET)]
+    method: Method,
+
+    /// A header, as 'name: value'; Host replaces the URL's
+    #[arg(short = 'H', long = "header", value_name = "HEADER", value_parser = header)]
+    headers: Vec<(HeaderName, HeaderValue)>,
+
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+
+    /// What is asked for, as curl takes it; a path alone needs --dst
+    url: Url,
+}
+
+fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
+    let (name, value) = text.split_once(':').ok_or("no header: write 'name: value'")?;
+    let name = name.trim().parse().map_err(|_| format!("{name:?} is no header name"))?;
+    let value = value.trim().parse().map_err(|_| format!("{value:?} is no header value"))?;
+    Ok((name, value))
+}
+
+impl Args {
+    /// Prints the answer.
+    ///
+    /// # Errors
+    /// The configuration is not valid.
+    pub fn run(self) -> anyhow::Result<()> {
+        if self.dst.is_none() && !self.url.has_host() {
+            wrong_usage("a URL without a host needs --dst IP:PORT");
+        }
+        if self.headers.iter().filter(|(name, _)| name == http::header::HOST).count() > 1 {
+            wrong_usage("a request has one Host header");
+        }
+        let loaded = config::load(&Source::File(self.config.clone()), &Runtime::default(), 1)?;
+        let question = Question {
+            url: self.url,
+            dst: self.dst,
+            src: self.src,
+            tls: self.tls,
+            sni: self.sni,
+            alpn: self.alpn,
+            method: self.method,
+            headers: {
+                let mut headers = HeaderMap::new();
+                headers.extend(self.headers.into_iter().map(|(name, value)| (Some(name), value)));
+                headers
+            },
+            random: self.random,
+        };
+        let answer = explain(&loaded.snapshot, &question);
+        match self.output {
+            Format::Table => output::print(&answer.text()),
+            Format::Json => output::print_json(&answer),
+        }
+    }
+}
+
+/// Ends the program with status 2.
+fn wrong_usage(message: &str) -> ! {
+    #[derive(Parser)]
+    #[command(name = "waylay explain")]
+    struct Alone {
+        #[command(flatten)]
+        args: Args,
+    }
+    Alone::command().error(ErrorKind::MissingRequiredArgument, message).exit()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_are_read_as_curl_reads_them() {
+        let (name, value) = header("X-Canary:  true ").expect("header");
+        assert_eq!((name.as_str(), value.as_bytes()), ("x-canary", &b"true"[..]));
+        assert_eq!(header("x-time: 12:30").expect("header").1, "12:30");
+        for wrong in ["x-canary", "x canary: 1", "x: a\nb"] {
+            assert!(header(wrong).is_err(), "{wrong}");
+        }
+    }
+}
