@@ -181,9 +181,10 @@ fn criteria(listener: &Listener, facts: &ConnectionFacts, trace: &Trace<'_>) -> 
         let name = step.criterion.name();
         details.push(match &step.branch {
             Branch::Nowhere => format!("{name}: no chain that is left takes {}", facts.at(step.criterion)),
-            branch if branch.is_any() => {
-                format!("{name}: no chain names {}, on with those that do not ask", facts.at(step.criterion))
-            }
+            branch if branch.is_any() => match facts.at(step.criterion).as_str() {
+                "none" => format!("{name}: none, on with the chains that do not ask"),
+                own => format!("{name}: no chain names {own}, on with those that do not ask"),
+            },
             branch => format!("{name}: {branch}"),
         });
     }

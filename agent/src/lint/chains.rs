@@ -319,3 +319,61 @@ fn described(facts: &ConnectionFacts, chain: &ChainMatch, other: &ChainMatch) ->
     }
     parts.join(" ")
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::listener::chain::tests::{any_facts, any_match, chains, compatible};
+    use crate::listener::{Binding, HandOff, ListenerFilter, OnFiltersTimeout, ReusePort};
+
+    fn accepting(matches: Vec<ChainMatch>) -> Listeners {
+        let listener = Listener {
+            name: "out".into(),
+            address: "127.0.0.1:15001".parse().expect("address"),
+            binding: Binding::Socket { reuse_port: ReusePort::PerWorker, backlog: 1 },
+            hand_off: HandOff::ByOriginalDst,
+            listener_filters: vec![ListenerFilter::TlsInspector, ListenerFilter::HttpInspector],
+            listener_filters_timeout: None,
+            on_filters_timeout: OnFiltersTimeout::Continue,
+            chains: chains(matches).expect("compatible"),
+            stats: Arc::default(),
+        };
+        Listeners::new(vec![Arc::new(listener)]).expect("one listener")
+    }
+
+    /// What the listener filters could have made of it.
+    fn possible(mut facts: ConnectionFacts) -> ConnectionFacts {
+        if facts.transport_protocol == TransportProtocol::RawBuffer {
+            facts.server_name = None;
+            facts.application_protocols.retain(|offer| INSPECTED.contains(&offer.as_str()));
+            facts.application_protocols.truncate(1);
+        }
+        facts
+    }
+
+    proptest! {
+        #[test]
+        fn no_connection_ever_gets_a_chain_that_is_called_unreachable_and_every_trap_catches_one(
+            candidates in proptest::collection::vec(any_match(), 1..6),
+            connections in proptest::collection::vec(any_facts().prop_map(possible), 64),
+        ) {
+            let listeners = accepting(compatible(candidates));
+            let listener = listeners.named("out").expect("listener");
+            let found = findings("l", &listeners, listener);
+            for facts in connections.iter().filter(|facts| facts.destination.ip().is_ipv4() == facts.client.ip().is_ipv4()) {
+                if let Some(index) = listener.chains.find(facts).and_then(|chain| chain.index) {
+                    let path = format!("l.filter_chains[{index}]");
+                    let wrong = found.iter().find(|finding| {
+                        finding.path == path && finding.kind == Kind::UnreachableFilterChain
+                    });
+                    prop_assert!(wrong.is_none(), "{wrong:?} {facts:?}");
+                }
+            }
+            for trap in found.iter().filter(|finding| finding.kind == Kind::FilterChainTrap) {
+                prop_assert!(trap.other.as_ref().is_some_and(|other| *other != trap.path), "{trap:?}");
+            }
+        }
+    }
+}

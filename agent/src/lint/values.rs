@@ -2,6 +2,8 @@
 //!
 //! Everything here may say "no" to what is true (a proof was not found), never "yes" to what is false.
 
+use std::borrow::Cow;
+
 use crate::http::route::{HeaderMatch, HeaderValueMatch, QueryMatch, QueryValueMatch, StringMatch, StringMatchKind};
 
 /// Whether every request that satisfies `later` satisfies `earlier`.
@@ -120,21 +122,22 @@ fn string_within(own: &StringMatch, other: &StringMatch) -> bool {
     };
     match (&own.kind, &other.kind) {
         (Exact(_), Exact(_)) => own_text == other_text,
-        (Exact(_) | Prefix(_), Prefix(_)) => own_text.starts_with(&other_text),
-        (Exact(_) | Suffix(_), Suffix(_)) => own_text.ends_with(&other_text),
-        (_, Contains(_)) => own_text.contains(&other_text),
+        (Exact(_) | Prefix(_), Prefix(_)) => own_text.starts_with(&*other_text),
+        (Exact(_) | Suffix(_), Suffix(_)) => own_text.ends_with(&*other_text),
+        (_, Contains(_)) => own_text.contains(&*other_text),
         _ => false,
     }
 }
 
-/// Brings two patterns into a form in which comparing them letter by letter proves what holds for their matches:
-/// lower case where `other` ignores case (or has no letters), as they are where neither does, else `None`.
-pub(super) fn comparable(own: (&str, bool), other: (&str, bool)) -> Option<(String, String)> {
+/// Brings two patterns into a form in which comparing them letter by letter proves what holds for their matches: lower
+/// case where `other` ignores case, as they are where case makes no difference, else `None`.
+pub(super) fn comparable<'t>(own: (&'t str, bool), other: (&'t str, bool)) -> Option<(Cow<'t, str>, Cow<'t, str>)> {
     let ((own, own_ignores), (other, other_ignores)) = (own, other);
-    if other_ignores || !has_letters(other) {
-        return Some((own.to_ascii_lowercase(), other.to_ascii_lowercase()));
+    let case_counts = has_letters(other);
+    if case_counts && other_ignores {
+        return Some((own.to_ascii_lowercase().into(), other.to_ascii_lowercase().into()));
     }
-    (!own_ignores || !has_letters(own)).then(|| (own.to_owned(), other.to_owned()))
+    (!case_counts || !own_ignores || !has_letters(own)).then_some((own.into(), other.into()))
 }
 
 /// Whether case makes a difference.

@@ -18,7 +18,7 @@ fn chain(index: usize, matches: ChainMatch) -> Arc<FilterChain> {
     Arc::new(FilterChain { name: None, index: Some(index), matches, filter })
 }
 
-fn chains(matches: Vec<ChainMatch>) -> Result<FilterChains, Vec<ChainConflict>> {
+pub(crate) fn chains(matches: Vec<ChainMatch>) -> Result<FilterChains, Vec<ChainConflict>> {
     FilterChains::new(matches.into_iter().enumerate().map(|(index, matches)| chain(index, matches)).collect(), None)
 }
 
@@ -199,7 +199,7 @@ fn transport() -> impl Strategy<Value = TransportProtocol> {
     select(vec![TransportProtocol::Tls, TransportProtocol::RawBuffer])
 }
 
-fn any_match() -> impl Strategy<Value = ChainMatch> {
+pub(crate) fn any_match() -> impl Strategy<Value = ChainMatch> {
     (
         proptest::option::of(select(vec![80_u16, 443])),
         nets(),
@@ -224,7 +224,7 @@ fn any_match() -> impl Strategy<Value = ChainMatch> {
         })
 }
 
-fn any_facts() -> impl Strategy<Value = ConnectionFacts> {
+pub(crate) fn any_facts() -> impl Strategy<Value = ConnectionFacts> {
     let addresses = vec!["10.0.0.1", "10.0.0.2", "10.9.0.1", "127.0.0.1", "192.168.0.1", "::1", "fd00::1"];
     (
         select(addresses.clone()),
@@ -245,7 +245,7 @@ fn any_facts() -> impl Strategy<Value = ConnectionFacts> {
 }
 
 /// Random chains less those that conflict with an earlier one.
-fn compatible(candidates: Vec<ChainMatch>) -> Vec<ChainMatch> {
+pub(crate) fn compatible(candidates: Vec<ChainMatch>) -> Vec<ChainMatch> {
     let mut kept = Vec::new();
     for candidate in candidates {
         kept.push(candidate);
