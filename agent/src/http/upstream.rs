@@ -162,7 +162,10 @@ impl Ticket {
     }
 
     fn note_failure(&self, kind: FailureKind) {
-        self.endpoint.stats.rq_error.inc();
+        // A full circuit breaker and a client that broke off are none of the endpoint's errors.
+        if !matches!(kind, FailureKind::Overflow | FailureKind::Request) {
+            self.endpoint.stats.rq_error.inc();
+        }
         match kind {
             FailureKind::Request | FailureKind::PerTryTimeout => self.cluster.stats.upstream_rq_tx_reset.inc(),
             FailureKind::Terminated | FailureKind::RemoteReset | FailureKind::RefusedStream | FailureKind::Protocol => {
