@@ -3,11 +3,13 @@
 //! Data goes to standard output, messages to standard error. Exit status: 0 for success, 1 for failure, 2 for wrong
 //! usage; `exec` ends with the status of its command.
 
+mod check;
 mod client;
 mod completion;
 mod detach;
 mod enter;
 mod exec;
+mod explain;
 mod man;
 mod maps;
 mod output;
@@ -45,6 +47,8 @@ pub struct Cli {
 enum Verb {
     Run(run::Args),
     Exec(exec::Args),
+    Check(check::Args),
+    Explain(explain::Args),
     #[command(visible_alias = "pc")]
     ProxyConfig(proxy_config::Args),
     Maps(maps::Args),
@@ -61,6 +65,8 @@ pub fn main() -> ExitCode {
     let done = match Cli::parse().verb {
         Verb::Run(args) => succeeded(args.run()),
         Verb::Exec(args) => args.run(),
+        Verb::Check(args) => args.run(),
+        Verb::Explain(args) => succeeded(args.run()),
         Verb::ProxyConfig(args) => succeeded(args.run()),
         Verb::Maps(args) => succeeded(args.run()),
         Verb::Trace(args) => succeeded(args.run()),
