@@ -1,7 +1,7 @@
 //! What the agent would do with a connection and a request, and why: the data path's own code, observed, nothing sent.
 //!
 //! Before: a [`Question`] from the command line. After: the JSON or the text of `waylay explain`. The way is that of a
-//! connection: [`connection`] as far as the filter chain, [`request`] through the route table, [`endpoint`] in the
+//! connection: `connection` as far as the filter chain, `request` through the route table, `endpoint` in the
 //! cluster.
 
 mod connection;

@@ -3,7 +3,7 @@
 //! Before: the listener filters, which found out what they could. After: the chain's network filter. Pure: no I/O, no
 //! clock.
 //!
-//! The criteria are nested maps that are walked in a fixed order without ever turning back ([`index`]); [`trace`] tells
+//! The criteria are nested maps that are walked in a fixed order without ever turning back (`index`); [`trace`] tells
 //! what was seen on the way.
 
 mod index;

@@ -1,6 +1,6 @@
 //! What was seen on the way to a filter chain: which branch each criterion entered, and where each chain was lost.
 //!
-//! The walk is the data path's own ([`super::index`]), generic over an [`Observer`]; the data path observes nothing
+//! The walk is the data path's own (the sibling `index`), generic over an [`Observer`]; the data path observes nothing
 //! and pays nothing.
 
 use std::borrow::Cow;
