@@ -62,7 +62,11 @@ impl Origin {
                 stream.set_nonblocking(false).expect("a blocking stream");
                 open.lock().expect("open").push(stream.try_clone().expect("a second handle"));
                 let (name, seen) = (name.clone(), seen.clone());
-                std::thread::spawn(move || while let Some(()) = answer(&name, &stream, peer, &seen) {});
+                std::thread::spawn(move || {
+                    while let Some(()) = answer(&name, &stream, peer, &seen) {}
+                    // The second handle keeps the socket open: its end has to be said.
+                    let _ = stream.shutdown(std::net::Shutdown::Both);
+                });
             }
         }));
         origin

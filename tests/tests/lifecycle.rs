@@ -56,7 +56,7 @@ fn a_reload_drops_no_connection_and_serves_the_next_request_by_the_new_rows() {
     assert_eq!(client.ask("/checkout"), "checkout-v1 GET /checkout HTTP/1.1");
     let next = SHOP.replace("prefix: /checkout", "prefix: /basket");
     agent.rewrite(&world, &next);
-    eventually("the changed file is taken over", || agent.metric("waylay_server_config_reload_success_total") > 0.0);
+    eventually("the changed file is taken over", || agent.metric("waylay_server_config_reload_success") > 0.0);
     assert_eq!(
         world.app("curl", &["-sS", "http://127.77.0.1:8080/checkout"]).success(),
         "default-svc GET /checkout HTTP/1.1\n"
@@ -83,7 +83,7 @@ fn a_bad_file_leaves_the_running_configuration_alone_and_says_so() {
     let mut agent = world.agent(SHOP);
     agent.rewrite(&world, &SHOP.replace("{cluster: default-svc}", "{cluster: defualt-svc}"));
     agent.child().signal(Signal::SIGHUP);
-    eventually("it is refused", || agent.metric("waylay_server_config_reload_failure_total") > 0.0);
+    eventually("it is refused", || agent.metric("waylay_server_config_reload_failure") > 0.0);
     agent.child().wait_for("did you mean");
     assert!(agent.child().stderr().contains("defualt-svc"), "{}", agent.child().stderr());
     assert_eq!(world.app("curl", &["-sS", "http://127.77.0.1:8080/x"]).success(), "default-svc GET /x HTTP/1.1\n");

@@ -63,7 +63,7 @@ fn a_stray_client_of_the_redirect_port_is_refused_and_counted() {
         curl(&world, side, "http://127.0.0.1:15001/").failure();
         curl(&world, side, "http://[::1]:15001/").failure();
     }
-    let refused = agent.metric("waylay_listener_downstream_cx_no_original_dst_total{listener=\"virtualOutbound\"}");
+    let refused = agent.metric("waylay_listener_downstream_cx_no_original_dst{listener=\"virtualOutbound\"}");
     assert!(refused >= 4.0, "{refused} refused; {}", agent.get("/stats/prometheus").expect("metrics").1);
     agent.stop();
 }

@@ -96,8 +96,8 @@ fn mariadb_answers_at_once_behind_an_inspected_listener() {
     let record = &agent.wait_records("connection", 1)[0];
     assert_eq!(record["server_first"], true, "{record:#}");
     let label = "{listener=\"inspected\"}";
-    assert_eq!(agent.metric(&format!("waylay_listener_downstream_pre_cx_timeout_total{label}")) as u64, 0);
-    assert_eq!(agent.metric(&format!("waylay_listener_detection_server_first_total{label}")) as u64, 1);
+    assert_eq!(agent.metric(&format!("waylay_listener_downstream_pre_cx_timeout{label}")) as u64, 0);
+    assert_eq!(agent.metric(&format!("waylay_listener_detection_server_first{label}")) as u64, 1);
     agent.stop();
 }
 

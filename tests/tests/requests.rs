@@ -173,7 +173,7 @@ fn all_endpoints_unhealthy_means_503_with_flag_uh() {
     let agent = world.agent(&checked());
     let healthy = "waylay_cluster_membership_healthy{cluster=\"default-svc\"}";
     eventually("both endpoints are unhealthy", || {
-        agent.metric("waylay_cluster_health_check_failure_total{cluster=\"default-svc\"}") > 1.0
+        agent.metric("waylay_cluster_health_check_failure{cluster=\"default-svc\"}") > 1.0
             && agent.metric(healthy) as u64 == 0
     });
     let answer = curl(&world, &["-w", " %{http_code}", SHOP_ADDRESS]);
