@@ -85,11 +85,14 @@ fn the_agents_own_connections_are_not_taken_when_it_runs_in_the_cgroup_it_takes(
 #[test]
 fn an_ipv6_destination_never_bypasses_silently() {
     let world = World::new();
-    let without = BYTES.replace("127.0.0.1:15001", "127.0.0.2:15001");
+    // Not loopback: nothing listens on [::1] for it.
+    world.host("ip", &["address", "add", "10.99.0.1/32", "dev", "lo"]).expect("an address");
+    let without =
+        BYTES.replace("127.0.0.1:15001", "10.99.0.1:15001").replace("@CGROUP@", &world.cgroup_name(Side::App));
     let mut child = world.spawn(
         Side::Outside,
         waylay_tests::agent::binary(),
-        &["run", "-c", world.file("v4-only.yaml", &without.replace("@CGROUP@", "/")).to_str().expect("path")],
+        &["run", "-c", world.file("v4-only.yaml", &without).to_str().expect("path")],
     );
     let status = child.wait(waylay_tests::SOON);
     assert!(!status.success());

@@ -214,7 +214,7 @@ asyncio.run(main())
                 "
 import asyncio, websockets
 async def main():
-    async with websockets.connect('ws://127.77.0.1:8080/socket') as ws:
+    async with websockets.connect('ws://127.77.0.1:8080/socket', compression=None) as ws:
         for message in ('hello', 'x' * 100000):
             await ws.send(message)
             assert await ws.recv() == message[::-1]
@@ -296,11 +296,14 @@ fn cleartext_http2_by_prior_knowledge_reaches_http1_endpoints() {
     let _default = world.origin("default-svc", "127.0.0.1:9004");
     let agent = world.agent(SHOP);
     let url = format!("{SHOP_ADDRESS}/h2c");
-    let answer = curl(&world, &["--http2-prior-knowledge", "-w", "%{http_version}", &url, &url]);
-    assert_eq!(answer, "default-svc GET /h2c HTTP/1.1\n2default-svc GET /h2c HTTP/1.1\n2");
+    // One connection each: Debian 12's curl fails to use one of prior knowledge again, whatever the server.
+    for _ in 0..2 {
+        let answer = curl(&world, &["--http2-prior-knowledge", "-w", "%{http_version}", &url]);
+        assert_eq!(answer, "default-svc GET /h2c HTTP/1.1\n2");
+    }
     let records = agent.wait_records("request", 2);
     assert!(records.iter().all(|record| record["protocol"] == "HTTP/2"), "{records:#?}");
-    agent.wait_records("connection", 1);
+    agent.wait_records("connection", 2);
     agent.stop();
 }
 

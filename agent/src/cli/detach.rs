@@ -1,8 +1,10 @@
 //! `waylay detach`: removes what a dead agent has left in the kernel.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::output::{self, Format};
+use crate::kernel::cgroup::{self, Cgroup};
 use crate::kernel::leftovers::{self, Leftover};
 
 /// Remove what a `refuse` policy or a crash left pinned in the kernel, and say what was found
@@ -11,6 +13,10 @@ use crate::kernel::leftovers::{self, Leftover};
 /// process, and they go with it.
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// Only what is attached to this cgroup, a path below the cgroup2 mount as in the configuration
+    #[arg(long, value_name = "PATH")]
+    cgroup: Option<PathBuf>,
+
     /// How to print
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
@@ -20,9 +26,10 @@ impl Args {
     /// Removes, and tells.
     ///
     /// # Errors
-    /// The kernel's lists cannot be read, or a pin cannot be removed.
+    /// The kernel's lists cannot be read, or a pin cannot be removed, or there is no such cgroup.
     pub fn run(&self) -> anyhow::Result<ExitCode> {
-        let found = leftovers::detach_all()?;
+        let cgroup = self.cgroup.as_deref().map(|path| Cgroup::open(&cgroup::below_mount(path)?)).transpose()?;
+        let found = leftovers::detach(cgroup.as_ref().map(Cgroup::id))?;
         match self.output {
             Format::Json => output::print_json(&found)?,
             Format::Table => output::print(&human(&found))?,

@@ -83,6 +83,19 @@ pub fn mount_point() -> Result<PathBuf, KernelError> {
     find_mount(&mounts, "cgroup2").ok_or(KernelError::NoCgroup2)
 }
 
+/// The directory of a cgroup that is named by its path below the mount, wherever that is: `/` is the mount itself.
+///
+/// # Errors
+/// There is no cgroup v2 mount.
+pub fn below_mount(path: &Path) -> Result<PathBuf, KernelError> {
+    Ok(below(mount_point()?, path))
+}
+
+fn below(mount: PathBuf, path: &Path) -> PathBuf {
+    let relative = path.strip_prefix("/").unwrap_or(path);
+    if relative.as_os_str().is_empty() { mount } else { mount.join(relative) }
+}
+
 /// The mount point of the first file system of `kind` in the format of `/proc/self/mounts`.
 pub(super) fn find_mount(mounts: &str, kind: &str) -> Option<PathBuf> {
     mounts.lines().find_map(|line| {
@@ -117,6 +130,13 @@ fn unescape(field: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cgroup_is_named_by_its_path_below_the_mount() {
+        for (named, expected) in [("/", "/m"), ("/user.slice", "/m/user.slice"), ("a/b", "/m/a/b")] {
+            assert_eq!(below("/m".into(), Path::new(named)), Path::new(expected), "{named}");
+        }
+    }
 
     #[test]
     fn the_mount_is_found_by_type_wherever_it_is() {

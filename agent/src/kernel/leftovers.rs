@@ -25,13 +25,16 @@ pub enum Leftover {
     Hanging { instance: u32, cgroup_id: u64, agent_pid: u32 },
 }
 
-/// Removes every pin of a dead agent and tells of everything that was found.
+/// Removes every pin of a dead agent, of all cgroups or of the one with the id `cgroup`, and tells of everything that
+/// was found there.
 ///
 /// # Errors
 /// The kernel's lists cannot be read, or a pin cannot be removed.
-pub fn detach_all() -> Result<Vec<Leftover>, KernelError> {
-    let mut found = remove_pins(|_| true)?;
-    for instance in inspect::instances()?.into_iter().filter(Instance::is_held) {
+pub fn detach(cgroup: Option<u64>) -> Result<Vec<Leftover>, KernelError> {
+    let chosen = |id: u64| cgroup.is_none_or(|cgroup| cgroup == id);
+    let mut found = remove_pins(|dir| chosen(dir.cgroup_id))?;
+    let held = |instance: &Instance| instance.is_held() && chosen(instance.cgroup_id());
+    for instance in inspect::instances()?.into_iter().filter(held) {
         let (id, cgroup_id, agent_pid) = (instance.id(), instance.cgroup_id(), instance.agent_pid());
         found.push(if instance.agent_lost().unwrap_or(false) {
             Leftover::Hanging { instance: id, cgroup_id, agent_pid }

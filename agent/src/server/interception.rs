@@ -3,7 +3,7 @@
 //! Before: [`super`], once workers accept. After: [`crate::kernel`].
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::runtime::Handle;
@@ -36,7 +36,7 @@ pub fn options<'a>(
 ) -> Result<InterceptOptions, KernelError> {
     let cgroup = match cgroup_override {
         Some(path) => path.to_owned(),
-        None => below(&cgroup::mount_point()?, &intercept.cgroup),
+        None => cgroup::below_mount(&intercept.cgroup)?,
     };
     let (mut redirect_v4, mut redirect_v6, mut own_listeners) = (None, None, Vec::new());
     for (listener, addresses) in bound {
@@ -60,15 +60,6 @@ pub fn options<'a>(
         handover_entries: intercept.handover_entries,
         ..InterceptOptions::new(cgroup)
     })
-}
-
-/// The configured path counts from the mount, wherever that is.
-fn below(mount: &Path, configured: &Path) -> PathBuf {
-    match configured.strip_prefix("/") {
-        Ok(relative) if relative.as_os_str().is_empty() => mount.to_owned(),
-        Ok(relative) => mount.join(relative),
-        Err(_) => mount.join(configured),
-    }
 }
 
 /// Nobody connects to a wildcard address; loopback leads to the same socket.
@@ -151,13 +142,6 @@ fn lock(interception: &Mutex<Option<Interception>>) -> MutexGuard<'_, Option<Int
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_configured_cgroup_counts_from_the_mount() {
-        for (configured, expected) in [("/", "/m"), ("/user.slice", "/m/user.slice"), ("a/b", "/m/a/b")] {
-            assert_eq!(below(Path::new("/m"), Path::new(configured)), Path::new(expected), "{configured}");
-        }
-    }
 
     #[test]
     fn connections_are_redirected_to_an_address_that_can_be_connected_to() {

@@ -73,7 +73,7 @@ fn detach_removes_what_a_refusing_agent_has_left_and_leaves_living_ones_alone() 
     let instance = dead.kernel().instance();
     drop(dead);
     world::wait_until(|| inspect::instances().unwrap().iter().any(|i| i.id() == instance && !i.is_held()));
-    let found = leftovers::detach_all().unwrap();
+    let found = leftovers::detach(None).unwrap();
     assert!(
         found.iter().any(|leftover| matches!(leftover,
             leftovers::Leftover::Removed { instance: removed, .. } if *removed == instance)),
