@@ -1,7 +1,7 @@
 //! Configuration: from a file to a [`Snapshot`].
 //!
 //! Before: a file, or text that the command line made. After: [`crate::server`], which publishes the snapshot. The way:
-//! [`yaml`] (a tree of positioned values) → [`raw`] (records as they are written) → [`resolve`] (names and rules) →
+//! `yaml` (a tree of positioned values) → `raw` (records as they are written) → `resolve` (names and rules) →
 //! snapshot. Every stage reports all problems it finds and goes on, so that they come out at once.
 
 mod diagnostic;

@@ -1,6 +1,6 @@
 //! The checks that a request passes before it is routed, in Envoy's order (`ConnectionManagerImpl::decodeHeaders`).
 //!
-//! Before: [`super::gate`], which has seen to the framing. After: [`super::service`], which routes what passed. Changes
+//! Before: `gate`, which has seen to the framing. After: `service`, which routes what passed. Changes
 //! the head only where the checks themselves do: one authority, one spelling of the path, no hop-by-hop headers.
 
 use http::header::{self, HeaderMap, HeaderValue};

@@ -1,4 +1,4 @@
-//! The agent as a whole: [`Server::new`] binds and attaches and can fail, [`Server::run`] serves until it is stopped.
+//! The agent as a whole: [`Server::with_loader`] binds and attaches and can fail, [`Server::run`] serves until it is stopped.
 //!
 //! Before: the command line. After: [`crate::pipeline`], on the workers. The main thread runs what is not the data path:
 //! signals, reload, heartbeat, clusters' health and discovery.
