@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use http::uri::{Authority, Scheme};
 use http::{HeaderValue, StatusCode};
-use regex::Regex;
 
 use super::matches::regex_message;
 use super::{Resolver, headers, limit};
 use crate::cluster::ClusterSpecifier;
 use crate::config::diagnostic::Path;
 use crate::config::raw::action as raw;
+use crate::http::route::rewrite::RewriteError;
 use crate::http::route::template::{PathTemplate, RewriteTemplate};
 use crate::http::route::{
     DirectResponse, HostRewrite, PathRewrite, Redirect, RedirectPath, RetryOn, RetryPolicy, RouteAction,
@@ -101,35 +101,13 @@ fn path_rewrite(
 
 fn regex_rewrite(resolver: &mut Resolver<'_>, raw: &raw::RegexRewrite, path: &Path<'_>) -> Option<PathRewrite> {
     let source = &raw.pattern.0.regex;
-    let pattern = Regex::new(source).map_err(|error| regex_message(source, &error));
-    let pattern = resolver.check(&path.field("pattern"), pattern)?;
-    let groups = pattern.captures_len();
-    let substitution = resolver.check(&path.field("substitution"), substitution(&raw.substitution, groups))?;
-    Some(PathRewrite::Regex { pattern, substitution })
-}
-
-/// From RE2's notation (`\1`) to that of the regex crate (`${1}`).
-fn substitution(text: &str, groups: usize) -> Result<String, String> {
-    let mut out = String::with_capacity(text.len());
-    let mut characters = text.chars();
-    while let Some(c) = characters.next() {
-        match c {
-            '$' => out.push_str("$$"),
-            '\\' => match characters.next() {
-                Some('\\') => out.push('\\'),
-                Some(digit) if digit.is_ascii_digit() => {
-                    let group = digit.to_digit(10).and_then(|group| usize::try_from(group).ok()).unwrap_or_default();
-                    if group >= groups {
-                        return Err(format!("`\\{digit}` names a group, and the pattern has {} of them", groups - 1));
-                    }
-                    out.push_str(&format!("${{{digit}}}"));
-                }
-                _ => return Err(format!("a `\\` stands before a digit or another `\\`, found `{text}`")),
-            },
-            c => out.push(c),
+    match PathRewrite::regex(source, &raw.substitution) {
+        Err(RewriteError::Pattern(error)) => {
+            resolver.error(&path.field("pattern"), regex_message(source, &error));
+            None
         }
+        rewrite => resolver.check(&path.field("substitution"), rewrite),
     }
-    Ok(out)
 }
 
 fn host_rewrite(resolver: &mut Resolver<'_>, raw: &raw::RouteAction, path: &Path<'_>) -> Option<Option<HostRewrite>> {

@@ -11,13 +11,11 @@ pub enum RewriteError {
     /// The pattern is no regular expression.
     #[error("{0}")]
     Pattern(#[from] regex::Error),
-    /// `\` is followed by neither a digit nor another `\`.
-    #[error(
-        "in the substitution, \\ is followed by neither a digit nor \\ (write \\1 for the first group, \\\\ for \\)"
-    )]
-    Escape,
+    /// In this substitution, `\` is followed by neither a digit nor another `\`.
+    #[error("a `\\` stands before a digit or another `\\`, found `{0}`")]
+    Escape(String),
     /// The pattern has fewer groups.
-    #[error("the substitution uses group \\{group}, and the pattern has {groups}")]
+    #[error("`\\{group}` names a group, and the pattern has {groups} of them")]
     Group {
         /// Which was asked for.
         group: usize,
@@ -34,6 +32,7 @@ impl PathRewrite {
     pub fn regex(pattern: &str, substitution: &str) -> Result<Self, RewriteError> {
         let pattern = Regex::new(pattern)?;
         let groups = pattern.captures_len() - 1;
+        let escape = || RewriteError::Escape(substitution.to_owned());
         let mut translated = String::with_capacity(substitution.len());
         let mut characters = substitution.chars();
         while let Some(character) = characters.next() {
@@ -41,13 +40,13 @@ impl PathRewrite {
                 '\\' => match characters.next() {
                     Some('\\') => translated.push('\\'),
                     Some(digit) => {
-                        let group = digit.to_digit(10).ok_or(RewriteError::Escape)? as usize;
+                        let group = digit.to_digit(10).ok_or_else(escape)? as usize;
                         if group > groups {
                             return Err(RewriteError::Group { group, groups });
                         }
                         translated.push_str(&format!("${{{group}}}"));
                     }
-                    None => return Err(RewriteError::Escape),
+                    None => return Err(escape()),
                 },
                 '$' => translated.push_str("$$"),
                 plain => translated.push(plain),
