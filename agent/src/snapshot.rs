@@ -4,7 +4,7 @@
 //! snapshot it started with.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -59,10 +59,27 @@ pub struct Intercept {
     pub cgroup: PathBuf,
     /// Which destinations.
     pub policy: Policy,
+    /// Who receives them.
+    pub redirect: Redirect,
     /// What connects meet when the agent hangs.
     pub on_agent_loss: OnAgentLoss,
     /// How many handshakes may be under way at once.
     pub handover_entries: u32,
+}
+
+/// Who receives what is intercepted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Redirect {
+    /// The bound listeners with `use_original_dst`.
+    #[default]
+    Listeners,
+    /// Another program, which asks the kernel for the original destination; at least one of the two.
+    Proxy {
+        /// Where it accepts IPv4 connections.
+        v4: Option<SocketAddrV4>,
+        /// Where it accepts IPv6 connections.
+        v6: Option<SocketAddrV6>,
+    },
 }
 
 /// Where the agent answers for itself.

@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 
 use waylay::kernel::{HANDOVER_ENTRIES, OnAgentLoss, Policy, Rule, cgroup};
 use waylay::listener::HandOff;
-use waylay::snapshot::Intercept;
+use waylay::snapshot::{Intercept, Redirect};
 
 use l4_support::*;
 
@@ -48,8 +48,13 @@ fn intercepting(cgroup: &Cgroup, sites: Vec<Site>) -> Setup {
     let mount = cgroup::mount_point().expect("cgroup2");
     let below = PathBuf::from("/").join(cgroup.0.strip_prefix(mount).expect("below the mount"));
     let policy = Policy { include: Vec::new(), exclude: vec![Rule { cidr: None, ports: vec![22..=22] }] };
-    let intercept =
-        Intercept { cgroup: below, policy, on_agent_loss: OnAgentLoss::Allow, handover_entries: HANDOVER_ENTRIES };
+    let intercept = Intercept {
+        cgroup: below,
+        policy,
+        redirect: Redirect::Listeners,
+        on_agent_loss: OnAgentLoss::Allow,
+        handover_entries: HANDOVER_ENTRIES,
+    };
     Setup { sites, drain_timeout: WAIT, broken: None, intercept: Some(intercept) }
 }
 

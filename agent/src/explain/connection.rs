@@ -11,7 +11,7 @@ use crate::listener::chain::trace::{Branch, Trace};
 use crate::listener::chain::{ConnectionFacts, FilterChain, TransportProtocol};
 use crate::listener::dispatch::FoundBy;
 use crate::listener::{Binding, HandOff, Listener, ListenerFilter, NetworkFilter};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Redirect, Snapshot};
 use crate::telemetry::flags::ResponseFlags;
 
 /// A connection that has found its filter chain.
@@ -107,8 +107,12 @@ fn dispatch<'a>(
     }
     let found = listeners.find(destination).filter(|(found, _)| found.binding != Binding::Virtual);
     if found.is_none() {
-        answer
-            .section("listener", "none: no bound listener has use_original_dst, so nothing is redirected to the agent");
+        let redirect = snapshot.intercept.as_ref().map(|intercept| intercept.redirect);
+        let text = match redirect {
+            Some(Redirect::Proxy { .. }) => "none: intercept.redirect_to sends connections to another proxy",
+            _ => "none: no bound listener has use_original_dst, so nothing is redirected to the agent",
+        };
+        answer.section("listener", text);
     }
     found
 }

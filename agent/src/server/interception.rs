@@ -11,7 +11,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::kernel::{HEARTBEAT_INTERVAL, HEARTBEAT_LOSS, InterceptOptions, Interception, KernelError, cgroup};
 use crate::listener::{HandOff, Listener};
-use crate::snapshot::Intercept;
+use crate::snapshot::{Intercept, Redirect};
 use crate::worker::{STALL_AFTER, Shared};
 
 const _: () = assert!(
@@ -38,10 +38,14 @@ pub fn options<'a>(
         Some(path) => path.to_owned(),
         None => cgroup::below_mount(&intercept.cgroup)?,
     };
-    let (mut redirect_v4, mut redirect_v6, mut own_listeners) = (None, None, Vec::new());
+    let (mut redirect_v4, mut redirect_v6) = match intercept.redirect {
+        Redirect::Listeners => (None, None),
+        Redirect::Proxy { v4, v6 } => (v4, v6),
+    };
+    let mut own_listeners = Vec::new();
     for (listener, addresses) in bound {
         own_listeners.extend_from_slice(addresses);
-        if listener.hand_off != HandOff::ByOriginalDst {
+        if intercept.redirect != Redirect::Listeners || listener.hand_off != HandOff::ByOriginalDst {
             continue;
         }
         for address in addresses {
@@ -142,6 +146,7 @@ fn lock(interception: &Mutex<Option<Interception>>) -> MutexGuard<'_, Option<Int
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::{OnAgentLoss, Policy};
 
     #[test]
     fn connections_are_redirected_to_an_address_that_can_be_connected_to() {
@@ -154,5 +159,19 @@ mod tests {
             let bound: SocketAddr = bound.parse().expect("address");
             assert_eq!(reachable(bound).to_string(), expected);
         }
+    }
+
+    #[test]
+    fn a_proxy_receives_everything() {
+        let (v4, v6) = ("127.0.0.1:15009".parse().ok(), "[::1]:15009".parse().ok());
+        let intercept = Intercept {
+            cgroup: "/".into(),
+            policy: Policy::default(),
+            redirect: Redirect::Proxy { v4, v6 },
+            on_agent_loss: OnAgentLoss::Allow,
+            handover_entries: 1,
+        };
+        let options = options(&intercept, Some(Path::new("/m/app")), std::iter::empty()).expect("options");
+        assert_eq!((options.redirect_v4, options.redirect_v6), (v4, v6));
     }
 }

@@ -95,9 +95,12 @@ fn needs_restart(old: &Snapshot, new: &Snapshot) -> Vec<String> {
     let mut refuse = |field: &str| refused.push(format!("{field}: cannot be changed while the agent runs: restart it"));
     match (&old.intercept, &new.intercept) {
         (Some(old), Some(new)) => {
-            let Intercept { cgroup, policy: _, on_agent_loss, handover_entries } = old;
+            let Intercept { cgroup, policy: _, redirect, on_agent_loss, handover_entries } = old;
             if *cgroup != new.cgroup {
                 refuse("intercept.cgroup");
+            }
+            if *redirect != new.redirect {
+                refuse("intercept.redirect_to");
             }
             if *on_agent_loss != new.on_agent_loss {
                 refuse("intercept.on_agent_loss");

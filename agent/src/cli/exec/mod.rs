@@ -84,7 +84,9 @@ impl Args {
         };
         let Agent { server, sinks } = Agent::start(self.source(), options, Interface::Off, Some(self.adjust()))?;
         if server.shared().snapshot.load().intercept.is_none() {
-            bail!("the configuration intercepts nothing: a listener needs `use_original_dst: true`");
+            bail!(
+                "the configuration intercepts nothing: a listener needs `use_original_dst: true`, or the kernel another proxy in `intercept.redirect_to`"
+            );
         }
         let running = server.start()?;
         let status = Child::spawn(&cgroup, self.user.as_deref(), &self.command).and_then(|child| child.wait(&signals));

@@ -1,5 +1,6 @@
 //! `intercept`: what the kernel redirects.
 
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
@@ -15,6 +16,8 @@ record! {
         cgroup: String, default("/".to_owned());
         /// Which destinations of outgoing connections are taken.
         outbound: Outbound, default(Outbound::placeholder());
+        /// Another proxy that receives what is taken, in place of a listener of this file: one address for each family.
+        redirect_to: Vec<SocketAddr>, default(Vec::new());
         /// What connects meet while the agent hangs or is dead: they pass by it, or they are refused.
         on_agent_loss: OnAgentLoss, default(OnAgentLoss::Allow);
         /// How many handshakes may be under way at once, 1 to 1048576. Connections beyond that are refused, counted.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Resolver, http, limit};
 use crate::cluster::ClusterSpecifier;
 use crate::config::diagnostic::Path;
-use crate::config::raw::listener as raw;
+use crate::config::raw::{Config, listener as raw};
 use crate::listener::chain::{ChainMatch, FilterChain, FilterChains, TransportProtocol};
 use crate::listener::dispatch::{ListenerConflict, Listeners};
 use crate::listener::{
@@ -14,8 +14,10 @@ use crate::listener::{
 };
 
 /// Resolves all listeners.
-pub fn listeners(resolver: &mut Resolver<'_>, listeners: &[raw::Listener], path: &Path<'_>) -> Option<Listeners> {
-    if listeners.is_empty() {
+pub fn listeners(resolver: &mut Resolver<'_>, config: &Config, path: &Path<'_>) -> Option<Listeners> {
+    let listeners = &config.listeners;
+    let proxy_serves = config.intercept.as_ref().is_some_and(|intercept| !intercept.redirect_to.is_empty());
+    if listeners.is_empty() && !proxy_serves {
         resolver.warn(path, "there are no listeners: this configuration serves nothing");
     }
     let targets = redirect_targets(resolver, listeners, path);

@@ -40,7 +40,7 @@ pub fn resolve(
         Resolver { report, positions, runtime, clusters: Names::default(), route_configs: Names::default() };
     cluster::clusters(&mut resolver, &config.clusters, &root.field("clusters"));
     route::route_configs(&mut resolver, &config.route_configs, &root.field("route_configs"));
-    let listeners = listener::listeners(&mut resolver, &config.listeners, &root.field("listeners"));
+    let listeners = listener::listeners(&mut resolver, config, &root.field("listeners"));
     let intercept = intercept::intercept(&mut resolver, config);
     let admin = settings::admin(&mut resolver, config);
     let access_log = settings::access_log(&mut resolver, &config.access_log, &root.field("access_log"));

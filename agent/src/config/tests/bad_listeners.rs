@@ -204,3 +204,59 @@ fn criteria_that_never_match_are_warned_about() {
         ]
     );
 }
+
+#[test]
+fn another_proxy_receives_each_family_once_and_nothing_bypasses_it() {
+    let intercept = |fields: &str| format!("intercept: {{cgroup: /app, {fields}}}\n");
+    let wrong = |fields: &str, expected: &[&str]| check_errors(&[(&intercept(fields), expected)]);
+    let v4_only = "redirect_to: [127.0.0.1:15009], outbound: {exclude: [{cidr: \"::/0\"}]}";
+    assert_eq!(warnings(&intercept(v4_only)), [""; 0]);
+    assert_eq!(warnings(&intercept("redirect_to: [127.0.0.1:15009, \"[::1]:15009\"]")), [""; 0]);
+    assert_eq!(
+        warnings("intercept: {redirect_to: [127.0.0.1:15009, \"[::1]:15009\"]}"),
+        [
+            "1:12: intercept.cgroup: every process is intercepted, the proxy too: its own connections come back to it; name the cgroup of the programs to intercept"
+        ]
+    );
+    wrong(
+        "redirect_to: [127.0.0.1:15009]",
+        &[
+            "1:40: intercept.redirect_to: IPv6 connections are taken and have nowhere to go: add an IPv6 address, or exclude ::/0",
+        ],
+    );
+    wrong(
+        "redirect_to: [127.0.0.1:1, 127.0.0.1:2, 0.0.0.0:3, \"[::1]:0\", \"[::ffff:127.0.0.1]:4\"]",
+        &[
+            "1:54: intercept.redirect_to[1]: all IPv4 connections go to one address, and that is 127.0.0.1:1",
+            "1:67: intercept.redirect_to[2]: nobody can connect to 0.0.0.0:3: give the address and port where the proxy listens",
+            "1:78: intercept.redirect_to[3]: nobody can connect to [::1]:0: give the address and port where the proxy listens",
+            "1:89: intercept.redirect_to[4]: [::ffff:127.0.0.1]:4 is an IPv4 address: write it as one",
+        ],
+    );
+    wrong(
+        "redirect_to: [here]",
+        &["1:41: intercept.redirect_to[0]: expected IP:PORT such as 127.0.0.1:8080 or [::1]:8080, found `here`"],
+    );
+    let bound = |fields: &str| {
+        format!(
+            "{}{}",
+            intercept(v4_only),
+            listeners(&[&format!("{{name: a, address: 127.0.0.1:15009, {fields}{CHAIN}}}")])
+        )
+    };
+    check_errors(&[
+        (
+            &bound(""),
+            &[
+                "1:41: intercept.redirect_to[0]: 127.0.0.1:15009 is the address of listener `a`: give it `use_original_dst: true` instead",
+            ],
+        ),
+        (
+            &bound("use_original_dst: true, "),
+            &[
+                "1:40: intercept.redirect_to: the kernel redirects to one place: take this away, or `use_original_dst` from listener `a`",
+                "1:41: intercept.redirect_to[0]: 127.0.0.1:15009 is the address of listener `a`: give it `use_original_dst: true` instead",
+            ],
+        ),
+    ]);
+}
