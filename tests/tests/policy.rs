@@ -98,3 +98,16 @@ fn an_ipv6_destination_never_bypasses_silently() {
     assert!(!status.success());
     assert!(child.stderr().contains("IPv6"), "{}", child.stderr());
 }
+
+#[test]
+fn a_scrape_of_the_agent_by_an_intercepted_program_is_not_taken() {
+    let world = World::new();
+    let _origin = world.origin("the-origin", "127.0.0.1:8000");
+    let agent = world.agent(BYTES);
+    assert!(curl(&world, Side::App, "http://127.0.0.1:15090/metrics").success().contains("waylay_server_"));
+    assert_eq!(curl(&world, Side::App, "http://127.0.0.1:15021/ready").success(), "LIVE\n");
+    curl(&world, Side::App, "http://127.0.0.1:8000/").success();
+    assert_eq!(agent.wait_records("connection", 1)[0]["original_dst"], "127.0.0.1:8000");
+    assert_eq!(agent.metric("waylay_kernel_passed_own_listener"), 2.0);
+    agent.stop();
+}

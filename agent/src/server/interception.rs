@@ -11,7 +11,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::kernel::{HEARTBEAT_INTERVAL, HEARTBEAT_LOSS, InterceptOptions, Interception, KernelError, cgroup};
 use crate::listener::{HandOff, Listener};
-use crate::snapshot::{Intercept, Redirect};
+use crate::snapshot::{Admin, Intercept, Redirect};
 use crate::worker::{STALL_AFTER, Shared};
 
 const _: () = assert!(
@@ -25,13 +25,15 @@ pub struct Attached {
     interception: Arc<Mutex<Option<Interception>>>,
 }
 
-/// What to intercept, for listeners bound to these addresses.
+/// What to intercept, for listeners bound to these addresses. The interfaces of `admin` are left alone as listeners
+/// are: an intercepted program that scrapes them must reach them, and not itself through the agent.
 ///
 /// # Errors
 /// There is no cgroup2 mount.
 pub fn options<'a>(
     intercept: &Intercept,
     cgroup_override: Option<&Path>,
+    admin: &Admin,
     bound: impl Iterator<Item = (&'a Listener, &'a [SocketAddr])>,
 ) -> Result<InterceptOptions, KernelError> {
     let cgroup = match cgroup_override {
@@ -42,7 +44,7 @@ pub fn options<'a>(
         Redirect::Listeners => (None, None),
         Redirect::Proxy { v4, v6 } => (v4, v6),
     };
-    let mut own_listeners = Vec::new();
+    let mut own_listeners: Vec<SocketAddr> = admin.prometheus.into_iter().chain(admin.readiness).collect();
     for (listener, addresses) in bound {
         own_listeners.extend_from_slice(addresses);
         if intercept.redirect != Redirect::Listeners || listener.hand_off != HandOff::ByOriginalDst {
@@ -162,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_receives_everything() {
+    fn a_proxy_receives_everything_and_admin_addresses_are_left_alone() {
         let (v4, v6) = ("127.0.0.1:15009".parse().ok(), "[::1]:15009".parse().ok());
         let intercept = Intercept {
             cgroup: "/".into(),
@@ -171,7 +173,14 @@ mod tests {
             on_agent_loss: OnAgentLoss::Allow,
             handover_entries: 1,
         };
-        let options = options(&intercept, Some(Path::new("/m/app")), std::iter::empty()).expect("options");
+        let address = |text: &str| text.parse::<SocketAddr>().ok();
+        let admin = Admin {
+            socket: "/nonexistent".into(),
+            prometheus: address("127.0.0.1:15090"),
+            readiness: address("127.0.0.1:15021"),
+        };
+        let options = options(&intercept, Some(Path::new("/m/app")), &admin, std::iter::empty()).expect("options");
         assert_eq!((options.redirect_v4, options.redirect_v6), (v4, v6));
+        assert_eq!(options.own_listeners, [admin.prometheus, admin.readiness].map(|address| address.expect("one")));
     }
 }

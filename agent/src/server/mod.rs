@@ -335,7 +335,7 @@ impl Serving {
         };
         let by_key = |listener: &Arc<Listener>| self.bound.get(&listener.address).map(Vec::as_slice);
         let bound = snapshot.listeners.iter().filter_map(|listener| Some((&**listener, by_key(listener)?)));
-        let options = interception::options(intercept, cgroup_override, bound)?;
+        let options = interception::options(intercept, cgroup_override, &snapshot.admin, bound)?;
         self.attached = Some(Attached::new(&options, &self.shared, runtime)?);
         Ok(())
     }

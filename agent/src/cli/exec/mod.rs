@@ -110,6 +110,8 @@ impl Args {
             let stderr = AccessLog { path: "/dev/stderr".into(), format: AccessLogFormat::Text };
             snapshot.access_log = verbose.then_some(stderr).into_iter().collect();
             snapshot.drain_timeout = snapshot.drain_timeout.min(DRAIN_TIMEOUT);
+            // Nothing is bound there: it may be the address of an agent that is, which the command's connections meet.
+            (snapshot.admin.prometheus, snapshot.admin.readiness) = (None, None);
         })
     }
 }
