@@ -180,11 +180,70 @@ impl Default for World {
     }
 }
 
+impl World {
+    /// How many programs are attached to the world's cgroups, by the kernel's own word.
+    pub fn attached_programs(&self) -> usize {
+        [Side::App, Side::Outside].iter().map(|side| attached_programs(&self.cgroup(*side))).sum()
+    }
+
+    /// Folders of pins that belong to the world's cgroups: `<bpffs>/waylay/<cgroup id>`.
+    pub fn pins(&self) -> Vec<PathBuf> {
+        use std::os::unix::fs::MetadataExt;
+        [Side::App, Side::Outside]
+            .iter()
+            .filter_map(|side| fs::metadata(self.cgroup(*side)).ok())
+            .map(|metadata| Path::new("/sys/fs/bpf/waylay").join(metadata.ino().to_string()))
+            .filter(|path| path.exists())
+            .collect()
+    }
+
+    /// What a test left in the kernel after its processes ended; taken away, and told.
+    fn leftovers(&self) -> Vec<String> {
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
+        // The kernel frees a killed agent's links a moment after its process is gone.
+        while self.pins().is_empty() && self.attached_programs() > 0 && std::time::Instant::now() < deadline {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        let mut found: Vec<_> = self.pins().iter().map(|pin| format!("pin {}", pin.display())).collect();
+        let attached = self.attached_programs();
+        if attached > 0 {
+            found.push(format!("{attached} attached programs"));
+        }
+        if !found.is_empty() {
+            for side in [Side::App, Side::Outside] {
+                let _ =
+                    Command::new(crate::agent::binary()).args(["detach", "--cgroup", &self.cgroup_name(side)]).output();
+            }
+        }
+        found
+    }
+}
+
+fn attached_programs(cgroup: &Path) -> usize {
+    let output = Command::new("bpftool").args(["cgroup", "show"]).arg(cgroup).output().expect("bpftool is installed");
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines().filter(|line| line.trim_start().starts_with(|c: char| c.is_ascii_digit())).count()
+}
+
 impl Drop for World {
     fn drop(&mut self) {
         let top = self.cgroup_mount.join(&self.name);
+        for side in [Side::App, Side::Outside] {
+            end_all(&self.cgroup(side));
+        }
+        let leftovers = self.leftovers();
         remove_cgroup(&top);
         let _ = run("ip", &["netns", "del", &self.name]);
+        if !std::thread::panicking() {
+            assert!(leftovers.is_empty(), "the test left behind: {}", leftovers.join(", "));
+        }
+    }
+}
+
+/// Ends whatever runs in `cgroup`.
+fn end_all(cgroup: &Path) {
+    for pid in pids(cgroup) {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
     }
 }
 
@@ -196,9 +255,7 @@ fn remove_cgroup(path: &Path) {
         }
     }
     for _ in 0..200 {
-        for pid in pids(path) {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
+        end_all(path);
         if fs::remove_dir(path).is_ok() || !path.exists() {
             return;
         }

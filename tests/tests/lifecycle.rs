@@ -194,7 +194,7 @@ fn nothing_is_left_after_the_agent() {
     let mut agent = world.agent(BYTES);
     world.app("curl", &["-sS", "http://127.0.0.1:8000/"]).success();
     let pid = agent.child().pid();
-    let attached = || attachments(&world);
+    let attached = || world.attached_programs();
     assert!(attached() > 0, "programs are attached while it runs");
     let socket = agent.socket().to_owned();
     agent.stop();
@@ -206,16 +206,4 @@ fn nothing_is_left_after_the_agent() {
     agent.kill();
     eventually("neither after a kill", || attached() == 0);
     std::thread::sleep(Duration::from_millis(50));
-}
-
-/// How many programs are attached to the world's cgroups, by the kernel's own word.
-fn attachments(world: &World) -> usize {
-    [Side::App, Side::Outside]
-        .iter()
-        .map(|side| {
-            let cgroup = world.cgroup(*side);
-            let shown = world.run(Side::Outside, "bpftool", &["cgroup", "show", cgroup.to_str().expect("path")]);
-            shown.success().lines().filter(|line| line.trim_start().starts_with(|c: char| c.is_ascii_digit())).count()
-        })
-        .sum()
 }

@@ -111,3 +111,19 @@ fn a_scrape_of_the_agent_by_an_intercepted_program_is_not_taken() {
     assert_eq!(agent.metric("waylay_kernel_passed_own_listener"), 2.0);
     agent.stop();
 }
+
+#[test]
+fn an_endpoint_that_is_the_agent_itself_is_no_loop() {
+    let world = World::new();
+    let loops = BYTES.replace("{tcp_proxy: {cluster: passthrough}}", "{tcp_proxy: {cluster: itself}}").replace(
+        "{name: passthrough, type: original_dst}",
+        "{name: itself, type: static, endpoints: [127.0.0.1:15001]}",
+    );
+    let agent = world.agent(&loops);
+    curl(&world, Side::App, "http://127.0.0.1:8000/").failure();
+    // The client's connection, and the agent's own, which nobody handed over: refused, and not taken again.
+    let records = agent.wait_records("connection", 2);
+    assert!(records.iter().any(|record| record["original_dst"] == "127.0.0.1:8000"), "{records:#?}");
+    assert!(records.iter().any(|record| record["original_dst"].is_null()), "{records:#?}");
+    agent.stop();
+}
