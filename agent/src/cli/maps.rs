@@ -62,20 +62,40 @@ impl Args {
         }
         let names: Vec<_> = self.name.map_or_else(|| ALL.to_vec(), |name| vec![name]);
         match self.output {
-            Format::Json => {
-                let all: Vec<_> = instances.iter().map(|one| instance_json(one, &names)).collect::<Result<_, _>>()?;
-                output::print_json(&all)
-            }
+            Format::Json => output::print_json(&readable(&instances, |one| instance_json(one, &names))?),
             Format::Table if instances.is_empty() => {
                 eprintln!("nothing of waylay is in the kernel");
                 Ok(())
             }
-            Format::Table => {
-                let texts: Vec<_> = instances.iter().map(|one| instance_text(one, &names)).collect::<Result<_, _>>()?;
-                output::print(&texts.join("\n"))
-            }
+            Format::Table => output::print(&readable(&instances, |one| instance_text(one, &names))?.join("\n")),
         }
     }
+}
+
+/// What `read` makes of each instance. One that cannot be read does not hide the others: the reason goes to standard
+/// error, unless it is that the instance is gone by now.
+///
+/// # Errors
+/// There are instances, and none of them can be read.
+fn readable<T>(instances: &[Instance], read: impl Fn(&Instance) -> anyhow::Result<T>) -> anyhow::Result<Vec<T>> {
+    let (mut contents, mut unreadable) = (Vec::new(), Vec::new());
+    for instance in instances {
+        match read(instance) {
+            Ok(content) => contents.push(content),
+            Err(error) => unreadable.push((instance.id(), error)),
+        }
+    }
+    if !unreadable.is_empty() {
+        let living: Vec<_> = inspect::instances()?.iter().map(Instance::id).collect();
+        unreadable.retain(|(id, _)| living.contains(id));
+    }
+    for (id, error) in &unreadable {
+        eprintln!("waylay: instance {id}: {error:#}");
+    }
+    if contents.is_empty() && !unreadable.is_empty() {
+        bail!("no instance could be read");
+    }
+    Ok(contents)
 }
 
 impl Name {

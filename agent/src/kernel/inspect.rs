@@ -137,14 +137,14 @@ fn maps_of(program: &ProgramInfo) -> BTreeMap<String, u32> {
 }
 
 impl Instance {
-    /// `None`: its connect hooks are gone, so nothing is left that intercepts.
+    /// `None`: its connect hooks are gone, so nothing is left that intercepts; or its agent has not written the settings
+    /// yet, so nothing intercepts so far.
     fn complete(mut self) -> Option<Self> {
         self.id = *self.maps.get(maps::name::SETTINGS)?;
-        let settings = open(&self.maps, maps::name::SETTINGS)
-            .and_then(|data| maps::typed::<maps::Settled>(maps::name::SETTINGS, data));
+        let data = open(&self.maps, maps::name::SETTINGS).ok()?;
         // Settings of another size are those of another layout, and stay what they are: unknown.
-        if let Some(settings) = settings.ok().and_then(|settings| settings.get(&0, 0).ok()) {
-            self.settings = settings;
+        if let Ok(settings) = maps::typed::<maps::Settled>(maps::name::SETTINGS, data) {
+            self.settings = settings.get(&0, 0).ok().filter(|settings| settings.layout != 0)?;
         }
         self.programs.sort_unstable();
         self.programs.dedup();
