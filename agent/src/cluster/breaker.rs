@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::Cluster;
-use crate::telemetry::metric::Gauge;
+use crate::telemetry::metric::{Counter, Gauge};
 use crate::telemetry::stats::ClusterStats;
 
 /// Leave to have one thing more open or in flight; given back when it is dropped.
@@ -19,42 +19,34 @@ pub struct Permit {
 impl Cluster {
     /// One connection more (`upstream_cx_active`). [`super::connect::connect`] asks for it; nobody else has to.
     pub fn try_connection(&self) -> Option<Permit> {
-        let permit = self.permit(|stats| &stats.upstream_cx_active, self.circuit_breakers.max_connections);
-        if permit.is_none() {
-            self.stats.upstream_cx_overflow.inc();
-        }
-        permit
+        let limit = self.circuit_breakers.max_connections;
+        self.permit(|stats| &stats.upstream_cx_active, limit, &self.stats.upstream_cx_overflow)
     }
 
     /// One request more in flight (`upstream_rq_active`, which the permit counts: do not count it again).
     pub fn try_request(&self) -> Option<Permit> {
-        let permit = self.permit(|stats| &stats.upstream_rq_active, self.circuit_breakers.max_requests);
-        if permit.is_none() {
-            self.stats.upstream_rq_pending_overflow.inc();
-        }
-        permit
+        let limit = self.circuit_breakers.max_requests;
+        self.permit(|stats| &stats.upstream_rq_active, limit, &self.stats.upstream_rq_pending_overflow)
     }
 
     /// One request more that waits for a connection.
     pub fn try_pending(&self) -> Option<Permit> {
-        let permit = self.permit(|stats| &stats.upstream_rq_pending_active, self.circuit_breakers.max_pending_requests);
-        if permit.is_none() {
-            self.stats.upstream_rq_pending_overflow.inc();
-        }
-        permit
+        let limit = self.circuit_breakers.max_pending_requests;
+        self.permit(|stats| &stats.upstream_rq_pending_active, limit, &self.stats.upstream_rq_pending_overflow)
     }
 
     /// One retry more in flight.
     pub fn try_retry(&self) -> Option<Permit> {
-        let permit = self.permit(|stats| &stats.upstream_rq_retry_active, self.circuit_breakers.max_retries);
-        if permit.is_none() {
-            self.stats.upstream_rq_retry_overflow.inc();
-        }
-        permit
+        let limit = self.circuit_breakers.max_retries;
+        self.permit(|stats| &stats.upstream_rq_retry_active, limit, &self.stats.upstream_rq_retry_overflow)
     }
 
-    fn permit(&self, gauge: fn(&ClusterStats) -> &Gauge, limit: u32) -> Option<Permit> {
-        gauge(&self.stats).try_inc(limit).then(|| Permit { stats: self.stats.clone(), gauge })
+    fn permit(&self, gauge: fn(&ClusterStats) -> &Gauge, limit: u32, overflow: &Counter) -> Option<Permit> {
+        if !gauge(&self.stats).try_inc(limit) {
+            overflow.inc();
+            return None;
+        }
+        Some(Permit { stats: self.stats.clone(), gauge })
     }
 }
 

@@ -12,6 +12,7 @@ use super::HttpConnectionManager;
 use super::headers::{self, remove_hop_by_hop, sanitize_request};
 use super::path::{Spelling, respell};
 use super::refusal::Refusal;
+use super::route::decide::RequestFacts;
 
 /// A request that passed.
 #[derive(Debug)]
@@ -28,6 +29,18 @@ impl Checked {
     /// The authority as text; it was checked to be some.
     pub fn authority(&self) -> &str {
         self.authority.to_str().unwrap_or_default()
+    }
+
+    /// What the routes see of the request with this head. Requests that can be read here came without TLS.
+    pub fn facts<'a>(&'a self, head: &'a Parts, random: u64) -> RequestFacts<'a> {
+        RequestFacts {
+            method: &head.method,
+            scheme: "http",
+            authority: self.authority(),
+            path_and_query: self.path.as_str(),
+            headers: &head.headers,
+            random,
+        }
     }
 }
 

@@ -29,7 +29,7 @@ use super::reply::{refuse, respond};
 use super::request_body::{Keep, Upload};
 use super::response_body::ResponseBody;
 use super::route::RouteAction;
-use super::route::decide::{self, Decision, ForwardHost, Outcome, RequestFacts};
+use super::route::decide::{self, Decision, ForwardHost, Outcome};
 use super::router::{self, Forward};
 use super::tunnel::Tunnel;
 use super::upstream::{Answer, Outgoing};
@@ -71,14 +71,7 @@ async fn route(
     checked: Checked,
 ) -> Response<ResponseBody> {
     let (manager, snapshot) = (&connection.manager, &connection.snapshot);
-    let facts = RequestFacts {
-        method: &head.method,
-        scheme: "http",
-        authority: checked.authority(),
-        path_and_query: checked.path.as_str(),
-        headers: &head.headers,
-        random: connection.worker.random(),
-    };
+    let facts = checked.facts(&head, connection.worker.random());
     let decision = decide::decide(&manager.route_config, &facts, &|name| snapshot.clusters.get(name));
     note_decision(&mut exchange, &decision);
     let refusal = match &decision.outcome {

@@ -60,17 +60,12 @@ fn cluster(resolver: &mut Resolver<'_>, raw: &raw::RouteAction, path: &Path<'_>)
         ("cluster_header", raw.cluster_header.is_some()),
     ];
     let one = resolver.exactly_one(path, &choices);
-    let cluster = resolver.maybe(raw.cluster.as_ref(), &path.field("cluster"), |resolver, name, path| {
-        resolver.cluster(path, name).map(ClusterSpecifier::Cluster)
-    });
-    let weighted = path.field("weighted_clusters");
-    let weighted = resolver
-        .maybe(raw.weighted_clusters.as_ref(), &weighted, |resolver, raw, path| resolver.weighted_clusters(path, raw));
+    let fixed = resolver.fixed_cluster(path, raw.cluster.as_ref(), raw.weighted_clusters.as_ref());
     let header = resolver.maybe(raw.cluster_header.as_ref(), &path.field("cluster_header"), |resolver, raw, path| {
         headers::header_name(resolver, raw, path).map(ClusterSpecifier::Header)
     });
     one?;
-    cluster?.or(weighted?).or(header?)
+    fixed?.or(header?)
 }
 
 fn path_rewrite(

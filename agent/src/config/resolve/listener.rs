@@ -4,7 +4,6 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use super::{Resolver, http, limit};
-use crate::cluster::ClusterSpecifier;
 use crate::config::diagnostic::Path;
 use crate::config::raw::{Config, listener as raw};
 use crate::listener::chain::{ChainMatch, FilterChain, FilterChains, TransportProtocol};
@@ -285,21 +284,15 @@ fn warn_of_missing_inspectors(
 fn tcp_proxy(resolver: &mut Resolver<'_>, raw: &raw::TcpProxy, path: &Path<'_>) -> Option<TcpProxy> {
     let choices = [("cluster", raw.cluster.is_some()), ("weighted_clusters", raw.weighted_clusters.is_some())];
     let one = resolver.exactly_one(path, &choices);
-    let cluster = resolver.maybe(raw.cluster.as_ref(), &path.field("cluster"), |resolver, name, path| {
-        resolver.cluster(path, name).map(ClusterSpecifier::Cluster)
-    });
-    let weighted = path.field("weighted_clusters");
-    let weighted = resolver
-        .maybe(raw.weighted_clusters.as_ref(), &weighted, |resolver, raw, path| resolver.weighted_clusters(path, raw));
+    let cluster = resolver.fixed_cluster(path, raw.cluster.as_ref(), raw.weighted_clusters.as_ref());
     let attempts = resolver.within(&path.field("max_connect_attempts"), raw.max_connect_attempts, 1..=u32::MAX);
     let longest = path.field("max_downstream_connection_duration");
     let longest = resolver.maybe(raw.max_downstream_connection_duration.as_ref(), &longest, |resolver, raw, path| {
         resolver.positive(path, *raw)
     });
     one?;
-    let (cluster, weighted) = (cluster?, weighted?);
     Some(TcpProxy {
-        cluster: cluster.or(weighted)?,
+        cluster: cluster??,
         idle_timeout: limit(raw.idle_timeout),
         max_connect_attempts: attempts?,
         max_downstream_connection_duration: longest?,

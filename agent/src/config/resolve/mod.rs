@@ -191,6 +191,22 @@ impl Resolver<'_> {
         None
     }
 
+    /// `cluster` or `weighted_clusters` of the record at `path`; the inner `None` when it gives neither.
+    fn fixed_cluster(
+        &mut self,
+        path: &Path<'_>,
+        name: Option<&String>,
+        weights: Option<&Vec<raw::listener::WeightedCluster>>,
+    ) -> Option<Option<ClusterSpecifier>> {
+        let cluster = self.maybe(name, &path.field("cluster"), |resolver, name, path| {
+            resolver.cluster(path, name).map(ClusterSpecifier::Cluster)
+        });
+        let weighted = self.maybe(weights, &path.field("weighted_clusters"), |resolver, weights, path| {
+            resolver.weighted_clusters(path, weights)
+        });
+        Some(cluster?.or(weighted?))
+    }
+
     /// Clusters by weight.
     fn weighted_clusters(
         &mut self,
