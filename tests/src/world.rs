@@ -14,6 +14,14 @@ use nix::unistd::Pid;
 use crate::process::{Child, Finished};
 use crate::{Agent, Origin};
 
+/// What Python programs of the tests have at hand: all that a socket still gives.
+pub const PRELUDE: &str = "
+def rest(s):
+    data = b''
+    while got := s.recv(65536): data += got
+    return data
+";
+
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// Names of the two cgroups of a world.
@@ -123,10 +131,16 @@ impl World {
         self.run(Side::App, program, args)
     }
 
-    /// Runs an intercepted Python program to its end; it must succeed.
+    /// Runs an intercepted Python program to its end; it must succeed. It finds [`PRELUDE`] defined.
     #[track_caller]
     pub fn python(&self, program: &str) -> String {
-        self.app("python3", &["-c", program]).success()
+        self.app("python3", &["-c", &format!("{PRELUDE}{program}")]).success()
+    }
+
+    /// Starts an intercepted Python program that runs until it is dropped; it finds [`PRELUDE`] defined.
+    pub fn spawn_python(&self, program: &str, args: &[&str]) -> Child {
+        let program = format!("{PRELUDE}{program}");
+        self.spawn(Side::App, "python3", &[&["-u", "-c", program.as_str()], args].concat())
     }
 
     /// Starts a program inside that runs until it is dropped.

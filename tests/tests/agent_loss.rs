@@ -16,11 +16,7 @@ while not os.path.exists(sys.argv[1]):
     try:
         s = socket.create_connection(('127.0.0.1', 8000), timeout=10)
         s.sendall(b'GET / HTTP/1.1\\r\\nhost: x\\r\\nconnection: close\\r\\n\\r\\n')
-        data = b''
-        while True:
-            got = s.recv(65536)
-            if not got: break
-            data += got
+        data = rest(s)
         s.close()
         if not data.endswith(b'HTTP/1.1\\n'): raise EOFError()
         good += 1
@@ -32,7 +28,7 @@ print('good', good, 'bad', sum(bad.values()), bad, flush=True)
 
 fn load(world: &World) -> (waylay_tests::Child, std::path::PathBuf) {
     let stop = world.folder().join("stop");
-    let child = world.spawn(Side::App, "python3", &["-u", "-c", LOAD, stop.to_str().expect("path")]);
+    let child = world.spawn_python(LOAD, &[stop.to_str().expect("path")]);
     child.wait_for("progress");
     (child, stop)
 }

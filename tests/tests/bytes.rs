@@ -62,11 +62,7 @@ fn the_server_may_end_its_side_first() {
     let printed = world.python(
         "import socket
 s = socket.create_connection(('127.0.0.1', 8000))
-data = b''
-while True:
-    got = s.recv(100)
-    if not got: break
-    data += got
+data = rest(s)
 s.sendall(b'y' * 500000)
 s.close()
 print(data.decode())

@@ -11,12 +11,7 @@ s = socket.socket(socket.{family}, socket.SOCK_STREAM)
 s.settimeout(10)
 s.connect(('{target}', {port}))
 s.sendall(b'GET /hello HTTP/1.1\\r\\nhost: x\\r\\nconnection: close\\r\\n\\r\\n')
-data = b''
-while True:
-    got = s.recv(65536)
-    if not got: break
-    data += got
-print(data.decode().splitlines()[-1])
+print(rest(s).decode().splitlines()[-1])
 print(s.getpeername()[0], s.getpeername()[1])
 "
     )

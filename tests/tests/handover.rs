@@ -6,20 +6,15 @@ use waylay_tests::{World, tools};
 
 /// Dials port 8000 from a fixed source port and prints the answer's last line.
 const FIXED_SOURCE: &str = "
-import socket, sys
+import socket, time
 s = socket.socket()
 s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 s.bind(('127.0.0.1', 44444))
 s.connect(('127.0.0.1', 8000))
 print('connected', flush=True)
-sys.stdin.readline()
+time.sleep(0.3)
 s.sendall(b'GET / HTTP/1.1\\r\\nhost: x\\r\\nconnection: close\\r\\n\\r\\n')
-data = b''
-while True:
-    got = s.recv(65536)
-    if not got: break
-    data += got
-print(data.decode().splitlines()[-1])
+print(rest(s).decode().splitlines()[-1])
 ";
 
 #[test]
@@ -29,9 +24,7 @@ fn the_same_source_port_in_two_network_namespaces_is_no_confusion() {
     let _two = two.origin("two", "127.0.0.1:8000");
     let (first, second) = (one.agent(BYTES), two.agent(BYTES));
     for _ in 0..5 {
-        let program = FIXED_SOURCE.replace("sys.stdin.readline()", "import time; time.sleep(0.3)");
-        let children: Vec<_> =
-            [&one, &two].map(|world| world.spawn(Side::App, "python3", &["-c", &program])).into_iter().collect();
+        let children = [&one, &two].map(|world| world.spawn_python(FIXED_SOURCE, &[]));
         for (mut child, name) in children.into_iter().zip(["one", "two"]) {
             child.wait(waylay_tests::SOON);
             assert_eq!(child.stdout(), format!("connected\n{name} GET / HTTP/1.1\n"), "{}", child.stderr());
@@ -105,12 +98,7 @@ for _ in range(3):
     s = socket.socket()
     s.settimeout(10)
     s.sendto(b'GET / HTTP/1.1\\r\\nhost: x\\r\\nconnection: close\\r\\n\\r\\n', socket.MSG_FASTOPEN, ('127.0.0.1', 8000))
-    data = b''
-    while True:
-        got = s.recv(65536)
-        if not got: break
-        data += got
-    print(data.decode().splitlines()[-1])
+    print(rest(s).decode().splitlines()[-1])
 ",
     );
     assert_eq!(printed, "the-origin GET / HTTP/1.1\n".repeat(3));
@@ -122,7 +110,7 @@ fn an_unmodified_envoy_routes_by_original_destination() {
     let world = World::new();
     let _one = world.origin("one", "127.0.0.1:8001");
     let _two = world.origin("two", "[::1]:8002");
-    let envoy_config = world.file("envoy.yaml", ENVOY);
+    let envoy_config = world.file("envoy.yaml", &envoy_config());
     let envoy = world.spawn(
         Side::Outside,
         tools::venv("envoy"),
@@ -137,45 +125,36 @@ fn an_unmodified_envoy_routes_by_original_destination() {
     agent.stop();
 }
 
-const ENVOY: &str = "
-static_resources:
-  listeners:
-  - name: v4
-    address: {socket_address: {address: 127.0.0.1, port_value: 15009}}
-    listener_filters:
-    - name: envoy.filters.listener.original_dst
-      typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.listener.original_dst.v3.OriginalDst}
-    filter_chains:
-    - filters:
-      - name: envoy.filters.network.http_connection_manager
-        typed_config:
-          '@type': type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-          stat_prefix: outbound
-          route_config:
-            name: all
-            virtual_hosts:
-            - {name: all, domains: ['*'], routes: [{match: {prefix: /}, route: {cluster: original}}]}
-          http_filters:
-          - name: envoy.filters.http.router
-            typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}
-  - name: v6
-    address: {socket_address: {address: '::1', port_value: 15009}}
-    listener_filters:
-    - name: envoy.filters.listener.original_dst
-      typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.listener.original_dst.v3.OriginalDst}
-    filter_chains:
-    - filters:
-      - name: envoy.filters.network.http_connection_manager
-        typed_config:
-          '@type': type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-          stat_prefix: outbound
-          route_config:
-            name: all
-            virtual_hosts:
-            - {name: all, domains: ['*'], routes: [{match: {prefix: /}, route: {cluster: original}}]}
-          http_filters:
-          - name: envoy.filters.http.router
-            typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}
+/// Envoy on both families, each listener with the original destination as its endpoint.
+fn envoy_config() -> String {
+    let listener = |name: &str, address: &str| ENVOY_LISTENER.replace("@NAME@", name).replace("@ADDRESS@", address);
+    format!(
+        "static_resources:
   clusters:
-  - {name: original, type: ORIGINAL_DST, lb_policy: CLUSTER_PROVIDED, connect_timeout: 5s}
+  - {{name: original, type: ORIGINAL_DST, lb_policy: CLUSTER_PROVIDED, connect_timeout: 5s}}
+  listeners:{}{}",
+        listener("v4", "127.0.0.1"),
+        listener("v6", "::1")
+    )
+}
+
+const ENVOY_LISTENER: &str = "
+  - name: @NAME@
+    address: {socket_address: {address: '@ADDRESS@', port_value: 15009}}
+    listener_filters:
+    - name: envoy.filters.listener.original_dst
+      typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.listener.original_dst.v3.OriginalDst}
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.http_connection_manager
+        typed_config:
+          '@type': type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: outbound
+          route_config:
+            name: all
+            virtual_hosts:
+            - {name: all, domains: ['*'], routes: [{match: {prefix: /}, route: {cluster: original}}]}
+          http_filters:
+          - name: envoy.filters.http.router
+            typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}
 ";

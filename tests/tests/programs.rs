@@ -182,12 +182,7 @@ fn a_program_that_connects_long_before_it_speaks_is_served() {
 s = socket.create_connection(('127.77.0.1', 8080))
 time.sleep(1)
 s.sendall(b'GET /late HTTP/1.1\\r\\nhost: x\\r\\nconnection: close\\r\\n\\r\\n')
-data = b''
-while True:
-    got = s.recv(65536)
-    if not got: break
-    data += got
-print(data.decode().splitlines()[-1])
+print(rest(s).decode().splitlines()[-1])
 ",
     );
     assert_eq!(printed, "default-svc GET /late HTTP/1.1\n");

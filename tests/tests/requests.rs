@@ -107,7 +107,7 @@ fn an_endpoint_killed_under_load_and_brought_back_costs_no_request() {
     flaky.wait_for("listening");
     let agent = world.agent(&checked());
     let stop = world.folder().join("stop");
-    let mut load = world.spawn(Side::App, "python3", &["-u", "-c", LOAD, stop.to_str().expect("path")]);
+    let mut load = world.spawn_python(LOAD, &[stop.to_str().expect("path")]);
     load.wait_for("progress");
     drop(flaky);
     let healthy = "waylay_cluster_membership_healthy{cluster=\"default-svc\"}";
