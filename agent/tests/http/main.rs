@@ -4,6 +4,8 @@
 mod basics;
 mod bodies;
 mod failures;
+#[path = "../fixture/mod.rs"]
+mod fixture;
 mod http2;
 mod lifetimes;
 mod refusals;

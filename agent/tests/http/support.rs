@@ -9,13 +9,11 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use arc_swap::ArcSwap;
 use http::{HeaderValue, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use waylay::addr::{ClientAddr, EndpointAddr};
-use waylay::cluster::endpoint::{EndpointSet, WeightedEndpoint};
-use waylay::cluster::{CircuitBreakers, Cluster, ClusterSpecifier, Discovery, LbPolicy, UpstreamProtocol};
+use waylay::addr::ClientAddr;
+use waylay::cluster::{Cluster, ClusterSpecifier};
 use waylay::drain::{DrainControl, channel};
 use waylay::http::connection::serve;
 use waylay::http::route::vhost::HostIndex;
@@ -28,6 +26,8 @@ use waylay::listener::dispatch::Listeners;
 use waylay::snapshot::{Admin, Origin, Runtime, Snapshot};
 use waylay::telemetry::record::{ConnectionInfo, Record, RecordSink, RequestRecord};
 use waylay::worker::{Shared, Worker};
+
+use super::fixture;
 
 /// Runs `test` on a runtime as a worker has it.
 pub fn local<F: Future>(test: F) -> F::Output {
@@ -75,29 +75,8 @@ impl Records {
 
 /// A cluster of `endpoints`.
 pub fn cluster(name: &str, endpoints: &[SocketAddr]) -> Cluster {
-    let name: Arc<str> = name.into();
-    let runtime = Runtime::default();
-    let members = endpoints
-        .iter()
-        .map(|address| WeightedEndpoint {
-            endpoint: runtime.endpoints.endpoint(&name, EndpointAddr::new(*address), None),
-            weight: 1,
-        })
-        .collect();
-    Cluster {
-        discovery: Discovery::Static,
-        lb_policy: LbPolicy::RoundRobin,
-        connect_timeout: Duration::from_secs(5),
-        protocol: UpstreamProtocol::Http1,
-        health_checks: Vec::new(),
-        healthy_panic_threshold: 0,
-        circuit_breakers: CircuitBreakers::default(),
-        idle_timeout: Some(Duration::from_secs(3600)),
-        max_requests_per_connection: None,
-        endpoints: ArcSwap::from_pointee(EndpointSet::new(members, 0)),
-        stats: runtime.stats.cluster(&name),
-        name,
-    }
+    let cluster = fixture::cluster(&Runtime::default(), name, endpoints);
+    Cluster { idle_timeout: Some(Duration::from_secs(3600)), ..cluster }
 }
 
 /// The action that forwards to `cluster`.

@@ -1,6 +1,9 @@
 //! An agent with hand-built snapshots and explicit listeners, and the origins behind it.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+#[path = "../fixture/mod.rs"]
+mod fixture;
+
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -8,12 +11,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
-use arc_swap::ArcSwap;
-use waylay::addr::EndpointAddr;
-use waylay::cluster::endpoint::{EndpointSet, WeightedEndpoint};
-use waylay::cluster::{
-    CircuitBreakers, Cluster, ClusterSpecifier, Discovery, LbPolicy, UpstreamProtocol, WeightedClusters,
-};
+use waylay::cluster::{Cluster, ClusterSpecifier, WeightedClusters};
 use waylay::listener::chain::{ChainMatch, FilterChain, FilterChains};
 use waylay::listener::dispatch::Listeners;
 use waylay::listener::{
@@ -125,29 +123,15 @@ pub struct Setup {
     pub intercept: Option<Intercept>,
 }
 
-fn cluster(runtime: &Runtime, name: String, endpoints: &[SocketAddr]) -> Arc<Cluster> {
-    let name: Arc<str> = name.into();
-    let all = endpoints
-        .iter()
-        .map(|address| WeightedEndpoint {
-            endpoint: runtime.endpoints.endpoint(&name, EndpointAddr::new(*address), None),
-            weight: 1,
-        })
-        .collect();
-    Arc::new(Cluster {
-        stats: runtime.stats.cluster(&name),
-        name,
-        discovery: Discovery::Static,
-        lb_policy: LbPolicy::RoundRobin,
-        connect_timeout: Duration::from_secs(1),
-        protocol: UpstreamProtocol::Http1,
-        health_checks: Vec::new(),
-        healthy_panic_threshold: 0,
-        circuit_breakers: CircuitBreakers::default(),
-        idle_timeout: None,
-        max_requests_per_connection: None,
-        endpoints: ArcSwap::from_pointee(EndpointSet::new(all, 0)),
-    })
+impl Setup {
+    pub fn of(site: Site) -> Self {
+        Self { sites: vec![site], drain_timeout: Duration::from_secs(5), broken: None, intercept: None }
+    }
+}
+
+fn cluster(runtime: &Runtime, name: &str, endpoints: &[SocketAddr]) -> Arc<Cluster> {
+    let cluster = fixture::cluster(runtime, name, endpoints);
+    Arc::new(Cluster { connect_timeout: Duration::from_secs(1), ..cluster })
 }
 
 fn tcp(site: &Site, cluster: Arc<Cluster>) -> NetworkFilter {
@@ -169,7 +153,7 @@ fn snapshot(setup: &Setup, runtime: &Runtime, version: u64) -> Snapshot {
     for (i, site) in setup.sites.iter().enumerate() {
         let name: Arc<str> = format!("listener-{}", site.address).into();
         let mut filter = |label: String, endpoints: &[SocketAddr]| {
-            let cluster = cluster(runtime, format!("cluster-{i}-{label}"), endpoints);
+            let cluster = cluster(runtime, &format!("cluster-{i}-{label}"), endpoints);
             clusters.insert(cluster.name.clone(), cluster.clone());
             tcp(site, cluster)
         };
@@ -225,7 +209,7 @@ pub struct AgentUnderTest {
 
 impl AgentUnderTest {
     pub fn of(site: Site) -> Self {
-        Self::start(Setup { sites: vec![site], drain_timeout: Duration::from_secs(5), broken: None, intercept: None })
+        Self::start(Setup::of(site))
     }
 
     pub fn start(setup: Setup) -> Self {
