@@ -99,6 +99,7 @@ impl Ip {
     }
 
     /// The sixteen bytes as they stand on the wire.
+    #[inline(always)]
     #[must_use]
     pub fn octets(&self) -> [u8; 16] {
         let mut octets = [0; 16];

@@ -21,6 +21,7 @@ use waylay_common::{
 
 use crate::{
     hook::{self, DENY, PROCEED, Sockets, read, write},
+    log,
     maps::{WAYLAY_EVENTS, WAYLAY_EXEMPT, WAYLAY_NETNS, WAYLAY_POLICY, WAYLAY_SETTINGS},
 };
 
@@ -132,6 +133,7 @@ fn carry_out(
     match verdict {
         Verdict::Redirect { to, counter } => {
             if !sockets.remember(&SocketState::new(Role::Client, destination, *process)) {
+                log::failure(Counter::PassedNoStorage, &destination);
                 return Counter::PassedNoStorage;
             }
             rewrite(addr, family, to);
@@ -141,6 +143,9 @@ fn carry_out(
             // The same fd may have been redirected before: it must not keep the other connection's destination.
             if counter != Counter::PassedBypass {
                 sockets.forget();
+            }
+            if matches!(counter, Counter::PassedUnconfigured | Counter::PassedNoListener) {
+                log::failure(counter, &destination);
             }
             counter
         }

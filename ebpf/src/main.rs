@@ -13,6 +13,7 @@
 
 mod connect;
 mod hook;
+mod log;
 mod maps;
 mod peername;
 mod sockops;

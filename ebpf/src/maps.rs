@@ -51,6 +51,10 @@ pub static WAYLAY_NETNS: HashMap<u64, u64, { limits::NETNS_ENTRIES as usize }> =
 #[btf_map]
 pub static WAYLAY_COUNTERS: PerCpuArray<u64, { Counter::COUNT as usize }> = PerCpuArray::new();
 
+/// When each failure was last told of ([`crate::log`]), by [`Counter`], per CPU; `CLOCK_MONOTONIC`, nanoseconds.
+#[btf_map]
+pub static WAYLAY_LOGGED: PerCpuArray<u64, { Counter::COUNT as usize }> = PerCpuArray::new();
+
 /// Decisions, while somebody traces. Full: the event is dropped and counted.
 #[btf_map]
 pub static WAYLAY_EVENTS: RingBuf<RawEvent, { limits::EVENT_RING_BYTES as usize }> = RingBuf::new();

@@ -20,6 +20,7 @@ use waylay_common::{
 
 use crate::{
     hook::{self, Sockets, read},
+    log,
     maps::WAYLAY_HANDOVER,
 };
 
@@ -51,6 +52,7 @@ fn publish(ops: *mut bpf_sock_ops) {
     let entry = HandoverEntry { state: *state, client_cookie: socket_cookie(ops) };
     if WAYLAY_HANDOVER.insert(key, entry, 0).is_err() {
         hook::count(Counter::HandoverFull);
+        log::failure(Counter::HandoverFull, &state.original_dst);
         return;
     }
     hook::count(Counter::HandoverPublished);
@@ -73,8 +75,12 @@ fn take(ops: *mut bpf_sock_ops) {
     if sk.is_null() {
         return;
     }
-    let counter = if Sockets::of(sk).remember(&state) { Counter::HandoverTaken } else { Counter::HandoverNoStorage };
-    hook::count(counter);
+    if Sockets::of(sk).remember(&state) {
+        hook::count(Counter::HandoverTaken);
+    } else {
+        hook::count(Counter::HandoverNoStorage);
+        log::failure(Counter::HandoverNoStorage, &state.original_dst);
+    }
     // Fails only when the client's side has just taken the entry back.
     let _ = WAYLAY_HANDOVER.remove(key);
 }
@@ -91,9 +97,11 @@ fn abandon(ops: *mut bpf_sock_ops) {
     let Some(entry) = (unsafe { WAYLAY_HANDOVER.get(key) }) else {
         return;
     };
+    let original_dst = entry.state.original_dst;
     // The tuple is free for the next socket soon; its entry is not ours to take.
     if entry.client_cookie == socket_cookie(ops) && WAYLAY_HANDOVER.remove(key).is_ok() {
         hook::count(Counter::HandoverAbandoned);
+        log::failure(Counter::HandoverAbandoned, &original_dst);
     }
 }
 

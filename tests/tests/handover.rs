@@ -2,7 +2,7 @@
 
 use waylay_tests::config::BYTES;
 use waylay_tests::world::Side;
-use waylay_tests::{World, tools};
+use waylay_tests::{World, eventually, tools};
 
 /// Dials port 8000 from a fixed source port and prints the answer's last line.
 const FIXED_SOURCE: &str = "
@@ -67,6 +67,38 @@ asyncio.run(main())
     assert!(served >= 1, "one at a time still passes");
     assert_eq!(world.app("curl", &["-sS", "http://127.0.0.1:8000/"]).success(), "the-origin GET / HTTP/1.1\n");
     agent.stop();
+}
+
+#[test]
+fn failures_in_the_kernel_are_in_the_agents_log_and_do_not_flood_it() {
+    let world = World::new();
+    // It never accepts: the first connection fills its queue, the second's handshake stays in flight for ever.
+    let proxy = "import socket, sys, time
+s = socket.socket()
+s.bind(('127.0.0.1', 15009))
+s.listen(0)
+print('listening', flush=True)
+time.sleep(600)";
+    let proxy = world.spawn(Side::Outside, "python3", &["-c", proxy]);
+    proxy.wait_for("listening");
+    let intercept = "{cgroup: '@CGROUP@', handover_entries: 1, redirect_to: ['127.0.0.1:15009'], outbound: {exclude: [{cidr: '::/0'}]}}";
+    let mut agent = world.agent(&format!("intercept: {intercept}\n"));
+    world.python(
+        "import socket, time
+sockets = [socket.socket() for _ in range(50)]
+for s in sockets:
+    s.setblocking(False)
+    s.connect_ex(('127.77.0.1', 80))
+time.sleep(0.2)
+",
+    );
+    const LINE: &str = "kernel: the handover map is full: the connection to ::ffff:127.77.0.1 port 80 will be refused";
+    eventually("the failure is in the log", || agent.child().stderr().contains(LINE));
+    let failures = agent.metric("waylay_kernel_handover_full");
+    let log = agent.stop();
+    let told = log.lines().filter(|line| line.contains(LINE)).count();
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    assert!(failures >= 40.0 && told <= 2 * cpus, "{failures} failures, told of:\n{log}");
 }
 
 #[test]

@@ -15,7 +15,7 @@ use std::{
 use waylay_common::settings::{OnAgentLoss, Settings, Switch};
 
 use super::{
-    HANDOVER_ENTRIES, HEARTBEAT_LOSS, Kernel, KernelError,
+    HANDOVER_ENTRIES, HEARTBEAT_LOSS, Kernel, KernelError, Log,
     attach::Links,
     cgroup::Cgroup,
     clock,
@@ -71,6 +71,7 @@ impl InterceptOptions {
 pub struct Interception {
     links: Links,
     kernel: Kernel,
+    log: Option<Log>,
     policy: maps::Trie,
     generation: u32,
     redirect: (bool, bool),
@@ -109,6 +110,7 @@ impl Interception {
         let mut interception = Self {
             links: Links::attach(&mut loaded, &cgroup, &own)?,
             kernel,
+            log: Some(loaded.log()?),
             policy,
             generation: 1,
             redirect,
@@ -130,6 +132,11 @@ impl Interception {
     #[must_use]
     pub fn kernel(&self) -> Kernel {
         self.kernel.clone()
+    }
+
+    /// The reader of what the programs log; whoever asks first has it.
+    pub fn take_log(&mut self) -> Option<Log> {
+        self.log.take()
     }
 
     /// Puts another policy in force, at once for each connection: a hook sees the old one or the new one, whole.

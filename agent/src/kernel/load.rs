@@ -10,7 +10,7 @@ use aya::{
     programs::{CgroupSockAddr, CgroupSockopt, Program, ProgramError, SockOps},
 };
 
-use super::{KernelError, maps};
+use super::{KernelError, Log, log, maps};
 
 /// `bpf_set_retval` and the helpers that tell the calling task, in connect hooks.
 const NEEDED: (u32, u32) = (6, 1);
@@ -40,6 +40,7 @@ impl Loaded {
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(maps::name::HANDOVER, handover_entries)
             .override_global("WAYLAY_MPTCP", &u8::from(Path::new(MPTCP).exists()), true)
+            .override_global(aya_log::LEVEL, &log::level(), true)
             .load(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/waylay-ebpf")))
             .map_err(KernelError::load)?;
         for (name, program) in ebpf.programs_mut() {
@@ -52,6 +53,11 @@ impl Loaded {
             loaded.map_err(|source| KernelError::program(format!("load the program {name}"), source))?;
         }
         Ok(Self(ebpf))
+    }
+
+    /// The reader of what the programs log; there is one.
+    pub(super) fn log(&mut self) -> Result<Log, KernelError> {
+        Log::new(&mut self.0)
     }
 
     /// A handle of its own on the map `name`.

@@ -25,6 +25,7 @@ pub mod inspect;
 mod interception;
 pub mod leftovers;
 mod load;
+mod log;
 mod maps;
 mod pins;
 pub mod policy;
@@ -39,6 +40,7 @@ pub use events::{DecisionEvent, Trace, Verdict};
 pub use handle::Kernel;
 pub use handover::{Handover, Process};
 pub use interception::{InterceptOptions, Interception};
+pub use log::Log;
 pub use policy::{Policy, PolicyError, Rule};
 pub use waylay_common::{counter::Counter, settings::OnAgentLoss};
 
@@ -54,5 +56,6 @@ const _: () = {
     const fn moved_into_a_task<T: Send>() {}
     shared_by_workers::<Kernel>();
     moved_into_a_task::<Trace>();
+    moved_into_a_task::<Log>();
     moved_into_a_task::<Interception>();
 };

@@ -5,11 +5,12 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::time::MissedTickBehavior;
 
-use crate::kernel::{HEARTBEAT_INTERVAL, HEARTBEAT_LOSS, InterceptOptions, Interception, KernelError, cgroup};
+use crate::kernel::{HEARTBEAT_INTERVAL, HEARTBEAT_LOSS, InterceptOptions, Interception, KernelError, Log, cgroup};
 use crate::listener::{HandOff, Listener};
 use crate::snapshot::{Admin, Intercept, Redirect};
 use crate::worker::{STALL_AFTER, Shared};
@@ -18,6 +19,9 @@ const _: () = assert!(
     STALL_AFTER.as_millis() + 2 * HEARTBEAT_INTERVAL.as_millis() < HEARTBEAT_LOSS.as_millis(),
     "the agent notices a hang before the kernel does"
 );
+
+/// How soon what the kernel programs log is in the agent's log.
+const LOG_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Attached hooks. They are kept alive by a task of their own: a reload may wait for DNS for longer than the kernel
 /// waits for a heartbeat.
@@ -83,7 +87,10 @@ impl Attached {
     /// # Errors
     /// The kernel's; nothing stays attached.
     pub fn new(options: &InterceptOptions, shared: &Arc<Shared>, runtime: &Handle) -> Result<Self, KernelError> {
-        let interception = Interception::attach(options)?;
+        let mut interception = Interception::attach(options)?;
+        if let Some(log) = interception.take_log() {
+            runtime.spawn(pass_on(log));
+        }
         shared.set_kernel(Some(interception.kernel()));
         let interception = Arc::new(Mutex::new(Some(interception)));
         runtime.spawn(keep_alive(Arc::downgrade(&interception), shared.clone()));
@@ -112,6 +119,17 @@ impl Attached {
         if let Err(error) = detached {
             tracing::error!(%error, "something is left in the kernel: `waylay detach` removes it");
         }
+    }
+}
+
+/// Passes on what the kernel programs log, as long as the runtime lives. It looks instead of being woken: nobody waits
+/// for these lines, a look is a read of shared memory, and so a flood of failures costs no wake-ups.
+async fn pass_on(mut log: Log) {
+    let mut looks = tokio::time::interval(LOG_INTERVAL);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        looks.tick().await;
+        log.pass_on();
     }
 }
 
