@@ -8,6 +8,7 @@ use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Response, StatusCode, Version};
 use http_body::Body as _;
 
+use super::ServerHeader;
 use super::exchange::Exchange;
 use super::refusal::{Afterwards, Refusal};
 use super::response_body::ResponseBody;
@@ -16,8 +17,18 @@ const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const X_ENVOY_OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
 
-/// Answers with `refusal`.
-pub fn refuse(mut exchange: Exchange, refusal: Refusal) -> Response<ResponseBody> {
+/// Answers with `refusal` a request for which no row was found.
+pub fn refuse(exchange: Exchange, refusal: Refusal) -> Response<ResponseBody> {
+    refuse_as(exchange, refusal, |_| {})
+}
+
+/// Answers with `refusal`, its headers changed by `mutate`: those of the row that was found apply to the agent's own
+/// answers as well.
+pub fn refuse_as(
+    mut exchange: Exchange,
+    refusal: Refusal,
+    mutate: impl FnOnce(&mut HeaderMap),
+) -> Response<ResponseBody> {
     exchange.note_refusal(&refusal);
     let mut headers = HeaderMap::new();
     if refusal.overloaded {
@@ -27,6 +38,7 @@ pub fn refuse(mut exchange: Exchange, refusal: Refusal) -> Response<ResponseBody
         std::borrow::Cow::Borrowed(text) => Bytes::from_static(text.as_bytes()),
         std::borrow::Cow::Owned(text) => Bytes::from(text),
     };
+    mutate(&mut headers);
     respond(exchange, refusal.status, headers, body, refusal.connection)
 }
 
@@ -39,7 +51,10 @@ pub fn respond(
     afterwards: Afterwards,
 ) -> Response<ResponseBody> {
     let manager = &exchange.connection.manager;
-    headers.insert(header::SERVER, manager.server_name.clone());
+    // A response whose `server` header would be passed on has none when there is no origin to write it.
+    if manager.server_header != ServerHeader::PassThrough {
+        headers.insert(header::SERVER, manager.server_name.clone());
+    }
     // A body that nobody reads makes the rest of an HTTP/1 connection unusable.
     let close = exchange.http1 && (afterwards == Afterwards::Close || !exchange.meter.has_arrived());
     if close {

@@ -25,7 +25,7 @@ use super::headers;
 use super::meter::Clock;
 use super::pool::Protocol;
 use super::refusal::{Afterwards, Refusal};
-use super::reply::{refuse, respond};
+use super::reply::{refuse, refuse_as, respond};
 use super::request_body::{Keep, Upload};
 use super::response_body::ResponseBody;
 use super::route::RouteAction;
@@ -96,7 +96,7 @@ async fn route(
             return direct(exchange, &decision, response.status, response.body.clone(), None);
         }
     };
-    refuse(exchange, refusal)
+    refuse_as(exchange, refusal, |headers| decision.mutate_response(headers))
 }
 
 fn note_decision(exchange: &mut Exchange, decision: &Decision<'_>) {
@@ -142,7 +142,7 @@ async fn forward(
             Ok(new) => path = new,
             Err(_) => {
                 let refusal = Refusal::request(StatusCode::BAD_REQUEST, "path_normalization_failed", "");
-                return refuse(exchange, refusal);
+                return refuse_as(exchange, refusal, |headers| decision.mutate_response(headers));
             }
         }
         exchange.record.upstream_path = Some(rewritten);
@@ -164,7 +164,7 @@ async fn forward(
     let mut clock = clock(&exchange, action);
     match router::forward(&mut exchange, &mut clock, request).await {
         Ok(answer) => respond_with(exchange, decision, answer, clock, upload),
-        Err(refusal) => give_up(exchange, refusal),
+        Err(refusal) => give_up(exchange, decision, refusal),
     }
 }
 
@@ -189,7 +189,7 @@ fn clock(exchange: &Exchange, action: &RouteAction) -> Clock {
 }
 
 /// The agent's own answer to a request that no endpoint answered.
-fn give_up(exchange: Exchange, mut refusal: Refusal) -> Response<ResponseBody> {
+fn give_up(exchange: Exchange, decision: &Decision<'_>, mut refusal: Refusal) -> Response<ResponseBody> {
     let connection = exchange.connection.clone();
     if exchange.meter.has_failed() && connection.wire.is_broken() {
         refusal = Refusal::protocol(StatusCode::BAD_REQUEST, "http1.codec_error", "Bad Request");
@@ -198,7 +198,7 @@ fn give_up(exchange: Exchange, mut refusal: Refusal) -> Response<ResponseBody> {
         refusal = refusal.flagged(ResponseFlags::DOWNSTREAM_TERMINATION);
         refusal.details = "downstream_remote_disconnect";
     }
-    refuse(exchange, refusal)
+    refuse_as(exchange, refusal, |headers| decision.mutate_response(headers))
 }
 
 fn respond_with(

@@ -218,8 +218,12 @@ impl<'a> Decision<'a> {
         }
     }
 
-    /// Changes the headers of the response, also of one of the agent's own, as the scopes say.
+    /// Changes the headers of the response, also of one of the agent's own, as the scopes say. A request for which no
+    /// row was found is answered without them, as in Envoy.
     pub fn mutate_response(&self, headers: &mut HeaderMap) {
+        if self.route.is_none() {
+            return;
+        }
         for scope in self.scopes() {
             scope.response.apply(headers);
         }
