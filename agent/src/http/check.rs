@@ -55,7 +55,7 @@ fn bad_request(details: &'static str) -> Refusal {
 pub fn check(manager: &HttpConnectionManager, head: &mut Parts, body: Body) -> Result<Checked, Refusal> {
     let http1 = head.version < Version::HTTP_2;
     if head.version == Version::HTTP_10 && !manager.accept_http_10 {
-        return Err(Refusal::request(StatusCode::UPGRADE_REQUIRED, "low_version", "").closing());
+        return Err(Refusal::request(StatusCode::UPGRADE_REQUIRED, "low_version", "Upgrade Required").closing());
     }
     if !http1 {
         check_size(manager, head)?;

@@ -61,6 +61,9 @@ pub enum Inspected {
 /// Fields for which the parser has room on the stack; more are refused anyway, unless so configured.
 const STACK_HEADERS: usize = 128;
 
+/// The body of a 431.
+const TOO_LARGE: &str = "Request Header Fields Too Large";
+
 /// Looks at the head at the beginning of `bytes`.
 pub fn inspect(bytes: &[u8], limits: HeadLimits) -> Inspected {
     if limits.max_headers <= STACK_HEADERS {
@@ -85,7 +88,7 @@ fn inspect_with<'b>(
             return refused(Refusal::protocol(
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
                 "http1.too_many_headers",
-                "",
+                TOO_LARGE,
             ));
         }
         Err(_) => return refused(Refusal::protocol(StatusCode::BAD_REQUEST, "http1.codec_error", "Bad Request")),
@@ -106,7 +109,7 @@ fn refused(refusal: Refusal) -> Inspected {
 }
 
 fn too_large() -> Refusal {
-    Refusal::protocol(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "http1.headers_too_large", "")
+    Refusal::protocol(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "http1.headers_too_large", TOO_LARGE)
 }
 
 /// The framing that the head announces, if there is only one way to read it.
@@ -151,6 +154,10 @@ fn target(method: &str, path: &str) -> Result<(), Refusal> {
     if path.starts_with('/') && path.len() < usize::from(u16::MAX) && path.bytes().all(plain) {
         return Ok(());
     }
+    let invalid = || Err(Refusal::protocol(StatusCode::BAD_REQUEST, "http1.invalid_url", "Bad Request"));
+    if !path.is_ascii() {
+        return invalid();
+    }
     if path.contains('#') {
         return Err(Refusal::request(StatusCode::BAD_REQUEST, "path_normalization_failed", ""));
     }
@@ -160,8 +167,10 @@ fn target(method: &str, path: &str) -> Result<(), Refusal> {
         return Err(Refusal::request(StatusCode::NOT_FOUND, "absolute_path_rejected", ""));
     }
     match http::Uri::try_from(path) {
+        // A proxy for anything but HTTP it is not.
+        Ok(uri) if uri.scheme().is_some_and(|scheme| !matches!(scheme.as_str(), "http" | "https")) => invalid(),
         Ok(_) => Ok(()),
-        Err(_) => Err(Refusal::protocol(StatusCode::BAD_REQUEST, "http1.invalid_url", "Bad Request")),
+        Err(_) => invalid(),
     }
 }
 
@@ -237,6 +246,9 @@ mod tests {
             (400, "G@T / HTTP/1.1\r\nHost: a\r\n\r\n"),
             (400, "GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n"),
             (404, "GET a/b HTTP/1.1\r\nHost: a\r\n\r\n"),
+            (400, "GET /\u{e9} HTTP/1.1\r\nHost: a\r\n\r\n"),
+            (400, "GET ftp://a/b HTTP/1.1\r\nHost: a\r\n\r\n"),
+            (200, "GET HTTP://a/b HTTP/1.1\r\nHost: a\r\n\r\n"),
         ] {
             assert_eq!(status(head), expected, "{head:?}");
         }

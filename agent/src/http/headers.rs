@@ -4,8 +4,8 @@
 
 use std::net::IpAddr;
 
-use http::StatusCode;
 use http::header::{self, Entry, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, StatusCode};
 
 use super::exchange::{X_FORWARDED_FOR, X_REQUEST_ID};
 use super::gate::IGNORED_UPGRADE;
@@ -13,7 +13,6 @@ use super::refusal::Refusal;
 use super::{HttpConnectionManager, ServerHeader};
 
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const X_ENVOY_INTERNAL: HeaderName = HeaderName::from_static("x-envoy-internal");
 const X_ENVOY_EXTERNAL_ADDRESS: HeaderName = HeaderName::from_static("x-envoy-external-address");
 const X_ENVOY_UPSTREAM_SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -91,26 +90,52 @@ pub fn sanitize_request(headers: &mut HeaderMap) {
     }
     headers.remove(HTTP2_SETTINGS);
     headers.remove(IGNORED);
-    let referers = headers.get_all(header::REFERER).iter().take(2).count();
-    if referers > 1 {
+    let mut referers = headers.get_all(header::REFERER).iter();
+    let valid = referers.next().is_none_or(is_referer) && referers.next().is_none();
+    if !valid {
         headers.remove(header::REFERER);
     }
 }
 
-/// Says who asked: x-forwarded-for, x-forwarded-proto, x-request-id.
+/// Says that no body follows where one would be expected: some origins ask with 411 for the length of a POST (RFC 9110
+/// section 8.6).
+pub fn announce_empty_body(method: &Method, is_empty: bool, headers: &mut HeaderMap) {
+    if is_empty && [Method::POST, Method::PUT, Method::PATCH].contains(method) {
+        headers.entry(header::CONTENT_LENGTH).or_insert(HeaderValue::from_static("0"));
+    }
+}
+
+/// Envoy's `isValidRefererValue`: an absolute URL without user and fragment, or a relative one.
+fn is_referer(value: &HeaderValue) -> bool {
+    let Ok(text) = value.to_str() else { return false };
+    if text.bytes().any(|byte| byte == b'#' || byte == b' ' || b"\"<>\\^`{|}".contains(&byte)) {
+        return false;
+    }
+    match text.split_once("://") {
+        Some((scheme, rest)) if !scheme.contains('/') => {
+            let authority = rest.split(['/', '?']).next().unwrap_or_default();
+            !authority.is_empty() && !authority.contains('@')
+        }
+        _ => text.find(':').is_none_or(|colon| text[..colon].contains('/')),
+    }
+}
+
+/// Says who asked: x-forwarded-for, x-forwarded-proto, x-request-id; and removes what only the mesh itself may say.
+/// No client counts as internal: Envoy 1.40 without `internal_address_config`.
 pub fn forward(headers: &mut HeaderMap, manager: &HttpConnectionManager, client: IpAddr, random: impl Fn() -> u64) {
+    remove_internal(headers);
     if manager.use_remote_address {
-        let internal = is_internal(client) && !headers.contains_key(X_FORWARDED_FOR);
         append_client(headers, client);
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
-        if internal {
-            headers.insert(X_ENVOY_INTERNAL, HeaderValue::from_static("true"));
-        } else {
-            headers.remove(X_ENVOY_INTERNAL);
-            if let Ok(address) = HeaderValue::from_str(&client.to_string()) {
-                headers.insert(X_ENVOY_EXTERNAL_ADDRESS, address);
-            }
-            remove_internal(headers);
+        if let Ok(address) = HeaderValue::from_str(&client.to_string()) {
+            headers.insert(X_ENVOY_EXTERNAL_ADDRESS, address);
+        }
+        for name in EDGE_ONLY {
+            headers.remove(name);
+        }
+        if manager.generate_request_id {
+            // An id from outside says nothing about the requests of this mesh.
+            headers.remove(X_REQUEST_ID);
         }
     } else if !headers.contains_key(X_FORWARDED_PROTO) {
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
@@ -121,6 +146,10 @@ pub fn forward(headers: &mut HeaderMap, manager: &HttpConnectionManager, client:
         id.insert(request_id(random(), random()));
     }
 }
+
+/// What an edge proxy removes besides [`remove_internal`].
+const EDGE_ONLY: [&str; 3] =
+    ["x-envoy-decorator-operation", "x-envoy-downstream-service-cluster", "x-envoy-downstream-service-node"];
 
 fn append_client(headers: &mut HeaderMap, client: IpAddr) {
     let mut all: Vec<u8> = Vec::with_capacity(40);
@@ -134,17 +163,13 @@ fn append_client(headers: &mut HeaderMap, client: IpAddr) {
     }
 }
 
-/// RFC 1918, RFC 4193 and loopback: Envoy's default `internal_address_config`.
-fn is_internal(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => address.is_private() || address.is_loopback(),
-        IpAddr::V6(address) => address.is_unique_local() || address.is_loopback(),
-    }
-}
-
 /// What only the mesh itself may say: retries, timeouts and the like.
 fn remove_internal(headers: &mut HeaderMap) {
     for name in [
+        "x-envoy-internal",
+        "x-envoy-retriable-status-codes",
+        "x-envoy-retriable-header-names",
+        "x-envoy-upstream-rq-timeout-alt-response",
         "x-envoy-retry-on",
         "x-envoy-retry-grpc-on",
         "x-envoy-max-retries",
@@ -156,7 +181,8 @@ fn remove_internal(headers: &mut HeaderMap) {
         "x-envoy-ip-tags",
         "x-envoy-original-url",
         "x-envoy-hedge-on-per-try-timeout",
-        "x-envoy-decorator-operation",
+        // Its certificate was checked by nobody here.
+        "x-forwarded-client-cert",
     ] {
         headers.remove(name);
     }

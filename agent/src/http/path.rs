@@ -15,7 +15,7 @@ pub struct Spelling {
 /// `path_and_query` in its one spelling; `None` when it has it already.
 ///
 /// # Errors
-/// The path leads above the root, or has an escape that is none.
+/// The path has an escaped NUL.
 pub fn respell(path_and_query: &str, spelling: Spelling) -> Result<Option<String>, InvalidPath> {
     let (path, query) = match path_and_query.split_once('?') {
         Some((path, query)) => (path, Some(query)),
@@ -45,38 +45,49 @@ pub fn respell(path_and_query: &str, spelling: Spelling) -> Result<Option<String
 #[error("the path cannot be normalised")]
 pub struct InvalidPath;
 
+/// An escape that is none stays as it is, as in Envoy.
 fn decode_unreserved(path: &str) -> Result<String, InvalidPath> {
     let mut decoded = String::with_capacity(path.len());
-    let mut characters = path.chars();
-    while let Some(character) = characters.next() {
+    let mut rest = path;
+    while let Some(character) = rest.chars().next() {
+        rest = &rest[character.len_utf8()..];
         match character {
             '\\' => decoded.push('/'),
-            '%' => {
-                let mut digit = || characters.next().and_then(|digit| digit.to_digit(16)).ok_or(InvalidPath);
-                let code = (digit()? * 16 + digit()?) as u8;
-                match code {
-                    0 => return Err(InvalidPath),
-                    b'-' | b'.' | b'_' | b'~' => decoded.push(char::from(code)),
-                    code if code.is_ascii_alphanumeric() => decoded.push(char::from(code)),
-                    code => decoded.push_str(&format!("%{code:02X}")),
+            '%' => match escape(rest) {
+                None => decoded.push('%'),
+                Some(0) => return Err(InvalidPath),
+                Some(code) => {
+                    rest = &rest[2..];
+                    if code.is_ascii_alphanumeric() || b"-._~".contains(&code) {
+                        decoded.push(char::from(code));
+                    } else {
+                        decoded.push_str(&format!("%{code:02X}"));
+                    }
                 }
-            }
+            },
             character => decoded.push(character),
         }
     }
     Ok(decoded)
 }
 
+/// The byte that two hexadecimal digits stand for.
+fn escape(digits: &str) -> Option<u8> {
+    let digits = digits.get(..2).filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()))?;
+    u8::from_str_radix(digits, 16).ok()
+}
+
+/// RFC 3986 section 5.2.4: there is nothing above the root, and `..` there leads nowhere.
 fn remove_dot_segments(path: &str) -> Result<String, InvalidPath> {
     let mut segments: Vec<&str> = Vec::new();
     let mut rest = path.strip_prefix('/').ok_or(InvalidPath)?.split('/').peekable();
     while let Some(segment) = rest.next() {
         let last = rest.peek().is_none();
         match segment {
-            "." if last => segments.push(""),
-            "." => {}
-            ".." => {
-                segments.pop().ok_or(InvalidPath)?;
+            "." | ".." => {
+                if segment == ".." {
+                    segments.pop();
+                }
                 if last {
                     segments.push("");
                 }
@@ -107,11 +118,13 @@ mod tests {
             (normalize, "/a\\b", Ok(Some("/a/b"))),
             (normalize, "/a//b", Ok(None)),
             (both, "/a//b///c", Ok(Some("/a/b/c"))),
-            (normalize, "/../a", Err(InvalidPath)),
-            (normalize, "/a/../../b", Err(InvalidPath)),
+            (normalize, "/../a", Ok(Some("/a"))),
+            (normalize, "/a/../../b", Ok(Some("/b"))),
+            (normalize, "/..", Ok(Some("/"))),
             (normalize, "/%00", Err(InvalidPath)),
-            (normalize, "/%zz", Err(InvalidPath)),
-            (normalize, "/%4", Err(InvalidPath)),
+            (normalize, "/%zz", Ok(None)),
+            (normalize, "/%4", Ok(None)),
+            (normalize, "/%+1%\u{e9}", Ok(None)),
         ] {
             assert_eq!(respell(path, spelling), expected.map(|path| path.map(str::to_owned)), "{path}");
         }

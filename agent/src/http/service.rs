@@ -150,6 +150,7 @@ async fn forward(
     if let ForwardHost::Rewritten(host) = &forwarded.host {
         head.headers.insert(header::HOST, host.clone());
     }
+    headers::announce_empty_body(&head.method, body.is_end_stream(), &mut head.headers);
     let keep = if decision.retry_policy().is_some() { Keep::Yes } else { Keep::No };
     let wanted = checked.upgrade.clone();
     let upload = Upload::new(body, exchange.meter.clone(), keep);

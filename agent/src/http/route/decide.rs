@@ -16,9 +16,13 @@ use super::{
 };
 use crate::cluster::{Cluster, ClusterSpecifier};
 
+/// How long the endpoint's answer is awaited, in milliseconds.
+const X_ENVOY_EXPECTED_RQ_TIMEOUT_MS: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
 /// Where a rewritten path is kept.
 const X_ENVOY_ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
 /// Where a rewritten host is kept.
+const X_ENVOY_ORIGINAL_HOST: HeaderName = HeaderName::from_static("x-envoy-original-host");
+/// Where a rewritten host is kept too, if the route asks for it.
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
 /// What routing looks at.
@@ -189,6 +193,7 @@ impl<'a> Decision<'a> {
         for scope in self.scopes() {
             scope.request.apply(headers);
         }
+        self.announce_timeout(action, headers);
         let host = match &action.host_rewrite {
             None => ForwardHost::Unchanged,
             Some(HostRewrite::Literal(host)) => ForwardHost::Rewritten(host.clone()),
@@ -209,13 +214,23 @@ impl<'a> Decision<'a> {
         ForwardHead { path_and_query: rewritten, host }
     }
 
-    /// Appends the original host to `x-forwarded-host` where the route asks for it: to be called for
-    /// [`ForwardHost::OfEndpoint`] once the endpoint turned out to have a name.
+    /// Tells the endpoint how long the answer is awaited, as Envoy's router does: one try, if those are limited.
+    fn announce_timeout(&self, action: &RouteAction, headers: &mut HeaderMap) {
+        let of_a_try = self.retry_policy().and_then(|policy| policy.per_try_timeout);
+        let Some(timeout) = of_a_try.or(action.timeout) else { return };
+        let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        headers.insert(X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, HeaderValue::from(timeout_ms));
+    }
+
+    /// Keeps the original host in `x-envoy-original-host`, and appends it to `x-forwarded-host` where the route asks for
+    /// it: to be called for [`ForwardHost::OfEndpoint`] once the endpoint turned out to have a name.
     pub fn keep_host(&self, authority: &str, headers: &mut HeaderMap) {
         let Outcome::Forward { action, .. } = &self.outcome else { return };
-        if let (true, Ok(host)) = (action.append_x_forwarded_host, HeaderValue::from_str(authority)) {
-            headers.append(X_FORWARDED_HOST, host);
+        let Ok(host) = HeaderValue::from_str(authority) else { return };
+        if action.append_x_forwarded_host {
+            headers.append(X_FORWARDED_HOST, host.clone());
         }
+        headers.insert(X_ENVOY_ORIGINAL_HOST, host);
     }
 
     /// Changes the headers of the response, also of one of the agent's own, as the scopes say. A request for which no

@@ -53,8 +53,8 @@ impl Redirect {
 /// The scheme that the client used, as far as a proxy before this one has told it.
 pub(super) fn forwarded_scheme<'r>(request: &RequestFacts<'r>) -> &'r str {
     match request.headers.get("x-forwarded-proto").map(|value| value.as_bytes()) {
-        Some(b"http") => "http",
-        Some(b"https") => "https",
+        Some(scheme) if scheme.eq_ignore_ascii_case(b"http") => "http",
+        Some(scheme) if scheme.eq_ignore_ascii_case(b"https") => "https",
         _ => request.scheme,
     }
 }

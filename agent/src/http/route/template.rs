@@ -10,8 +10,8 @@ use regex::Regex;
 const MAX_VARIABLES: usize = 5;
 /// As Envoy's `kPatternMatchingMaxVariableNameLen`.
 const MAX_VARIABLE_NAME_BYTES: usize = 16;
-/// What `*` stands for, at least once: the characters of a path segment but `*` and `=`.
-const SEGMENT_CHARACTERS: &str = r"a-zA-Z0-9\-._~%!$&'()+,;:@";
+/// What `*` stands for, at least once: the characters of a path segment (RFC 3986, `pchar`).
+const SEGMENT_CHARACTERS: &str = r"a-zA-Z0-9\-._~%!$&'()*+,;=:@";
 
 /// Why a URI template is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
