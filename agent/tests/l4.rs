@@ -149,7 +149,9 @@ fn another_endpoint_is_tried_when_there_is_one_and_attempts_are_left() {
 fn a_cluster_without_endpoints_means_uh() {
     let agent = AgentUnderTest::of(Site { weighted: true, ..Site::to(&[]) });
     assert!(is_reset(&mut agent.connect()));
-    assert_eq!(agent.records.only().flags.to_string(), "UH");
+    let record = agent.records.only();
+    assert_eq!(record.flags.to_string(), "UH");
+    assert!(record.cluster.is_some(), "the record names the cluster that had no endpoint");
 }
 
 #[test]

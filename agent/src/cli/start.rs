@@ -93,6 +93,9 @@ fn loader(
     adjust: Option<Adjust>,
 ) -> Loader {
     Arc::new(move |runtime, version| {
+        if version > 1 {
+            can_be_read_again(&source)?;
+        }
         let loaded = config::load(&source, runtime, version)
             .map_err(|errors| LoadError(errors.to_string().trim_end().into()))?;
         for warning in &loaded.warnings {
@@ -112,6 +115,16 @@ fn loader(
         }
         Ok(snapshot)
     })
+}
+
+/// A pipe gives its content once, and opening one waits for a writer: a reload would wait, and all the main thread with it.
+fn can_be_read_again(source: &Source) -> Result<(), LoadError> {
+    match source {
+        Source::File(path) if path.exists() && !path.is_file() => {
+            Err(LoadError(format!("{}: is no regular file: it cannot be loaded again", path.display())))
+        }
+        Source::File(_) | Source::Inline { .. } => Ok(()),
+    }
 }
 
 /// What log rotation sends after it has renamed the files.

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +15,8 @@ use std::time::Duration;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use super::yaml::MAX_FILE_BYTES;
 
 /// Quiet after the last event before the file is looked at: an editor's truncate, write and rename are done by then.
 const QUIET: Duration = Duration::from_millis(100);
@@ -179,10 +182,18 @@ fn folders(file: &Path) -> BTreeSet<PathBuf> {
     folders
 }
 
-/// What the file holds, in short; `None` when there is none that can be read.
+/// What the file holds, in short; `None` when there is none that can be read. Only a regular file is opened: a pipe would
+/// make this wait for its writer, and take from the loader what it holds.
 fn fingerprint(file: &Path) -> Option<u64> {
+    if !file.is_file() {
+        return None;
+    }
+    // What is beyond the limit is refused whatever it is, and need not be read for that.
+    let limit = MAX_FILE_BYTES as u64 + 1;
+    let mut content = Vec::new();
+    std::fs::File::open(file).ok()?.take(limit).read_to_end(&mut content).ok()?;
     let mut hasher = DefaultHasher::new();
-    std::fs::read(file).ok()?.hash(&mut hasher);
+    content.hash(&mut hasher);
     Some(hasher.finish())
 }
 
@@ -235,6 +246,20 @@ mod tests {
         fs::remove_file(&file).expect("remove");
         assert!(is_quiet(&mut watcher).await, "a file that is gone is no change");
         fs::write(&file, "a: 4").expect("write");
+        assert!(is_noticed(&mut watcher).await);
+    }
+
+    #[tokio::test]
+    async fn a_pipe_in_place_of_the_file_is_not_waited_for() {
+        let folder = tempfile::tempdir().expect("folder");
+        let file = folder.path().join("waylay.yaml");
+        fs::write(&file, "a: 1").expect("write");
+        let mut watcher = Watcher::new(&file).expect("watch");
+        fs::remove_file(&file).expect("remove");
+        nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).expect("pipe");
+        assert!(is_quiet(&mut watcher).await);
+        fs::remove_file(&file).expect("remove");
+        fs::write(&file, "a: 2").expect("write");
         assert!(is_noticed(&mut watcher).await);
     }
 

@@ -91,8 +91,8 @@ impl Node {
 /// report says why.
 pub fn parse(text: &str, report: &mut Report) -> Option<Node> {
     if text.len() > MAX_FILE_BYTES {
-        let message = format!("the file has {} bytes, the limit is {MAX_FILE_BYTES}", text.len());
-        report.error(&Path::ROOT, Position::START, message);
+        // No more of it was read than tells that it is too large.
+        report.error(&Path::ROOT, Position::START, format!("the file has more than {MAX_FILE_BYTES} bytes, the limit"));
         return None;
     }
     let options = granit_parser::options! {

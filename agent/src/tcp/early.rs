@@ -58,6 +58,11 @@ impl Early {
         })
     }
 
+    /// The cluster that it connects to.
+    pub fn cluster(&self) -> &Arc<Cluster> {
+        &self.cluster
+    }
+
     /// Resolves when the endpoint has sent bytes or closed; never when it could not be connected to. Cancel-safe.
     pub async fn speaks(&mut self, worker: &Worker) {
         self.settle().await;

@@ -81,13 +81,16 @@ async fn proxy(
     deadline: Option<Instant>,
 ) -> Result<(), (ResponseFlags, String)> {
     let Job { tcp, original_dst, early, stats } = job;
+    let cluster = match &early {
+        Some(early) => early.cluster().clone(),
+        None => cluster_of(&tcp.cluster, worker).map_err(|failure| (failure.flags, failure.details))?,
+    };
+    // Before it can fail: the record names the cluster that had no endpoint.
+    record.cluster = Some(cluster.name.clone());
     let connecting = async {
         match early {
             Some(early) => early.connected().await,
-            None => {
-                let cluster = cluster_of(&tcp.cluster, worker)?;
-                connect_to(worker, cluster, original_dst, tcp.max_connect_attempts).await
-            }
+            None => connect_to(worker, cluster, original_dst, tcp.max_connect_attempts).await,
         }
     };
     let connected = tokio::select! {
@@ -106,7 +109,6 @@ async fn proxy(
             return Err((failure.flags, failure.details));
         }
     };
-    record.cluster = Some(cluster.name.clone());
     record.endpoint = Some(endpoint.address);
     let account = |moved: Moved| {
         record.bytes_received += moved.from_client;

@@ -151,7 +151,13 @@ fn only_for_strict_dns(resolver: &mut Resolver<'_>, raw: &raw::Cluster, path: &P
 fn warn_of_odd_lists(resolver: &mut Resolver<'_>, raw: &raw::Cluster, path: &Path<'_>) {
     let path = path.field("endpoints");
     if raw.endpoints.is_empty() {
-        resolver.warn(&path, format!("cluster `{}` has no endpoints: what goes there gets 503 (flag UH)", raw.name));
+        resolver.warn(
+            &path,
+            format!(
+                "cluster `{}` has no endpoints: requests that go there get 503, connections are reset (flag UH)",
+                raw.name
+            ),
+        );
     }
     let mut seen = HashSet::new();
     for (index, OrText(endpoint)) in raw.endpoints.iter().enumerate() {

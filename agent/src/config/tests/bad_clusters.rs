@@ -132,7 +132,7 @@ fn clusters_that_are_probably_not_meant_so_are_warned_about() {
     assert_eq!(
         found,
         [
-            "3:26: clusters[0].endpoints: cluster `a` has no endpoints: what goes there gets 503 (flag UH)",
+            "3:26: clusters[0].endpoints: cluster `a` has no endpoints: requests that go there get 503, connections are reset (flag UH)",
             "4:40: clusters[1].endpoints[1]: 127.0.0.1:1 is listed twice",
         ]
     );

@@ -26,7 +26,9 @@ fn every_example_loads() {
     for name in names {
         let loaded = example(&name);
         let expected: &[&str] = match name.as_str() {
-            "egress-sni.yaml" => &["cluster `blackhole` has no endpoints: what goes there gets 503 (flag UH)"],
+            "egress-sni.yaml" => &[
+                "cluster `blackhole` has no endpoints: requests that go there get 503, connections are reset (flag UH)",
+            ],
             _ => &[],
         };
         let warnings: Vec<_> = loaded.warnings.iter().map(|warning| warning.message.as_str()).collect();
