@@ -51,6 +51,15 @@ fn exec_exits_as_its_command_did() {
 }
 
 #[test]
+fn exec_gives_the_command_its_own_limit_of_open_files() {
+    let world = World::new();
+    let binary = binary();
+    let script = "ulimit -Sn 300 && exec \"$0\" exec --route '/ => 127.0.0.1:1' -- sh -c 'ulimit -Sn'";
+    let finished = world.run(Side::Outside, "sh", &["-c", script, binary.to_str().expect("path")]);
+    assert_eq!(finished.success(), "300\n");
+}
+
+#[test]
 fn exec_passes_signals_on_and_leaves_nothing_behind() {
     let world = World::new();
     let before = leftovers();

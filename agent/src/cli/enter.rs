@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, bail};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::SigSet;
 use nix::unistd::{User, initgroups, setgid, setuid};
 
@@ -25,6 +26,10 @@ pub struct Args {
     #[arg(long)]
     user: Option<String>,
 
+    /// Open files that the command may have, unless it asks for more
+    #[arg(long)]
+    open_files: Option<u64>,
+
     /// The command
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
@@ -39,6 +44,9 @@ impl Args {
         let procs = self.cgroup.join("cgroup.procs");
         // 0 is the process that writes.
         std::fs::write(&procs, "0").with_context(|| format!("joining the cgroup {}", self.cgroup.display()))?;
+        if let Some(soft) = self.open_files {
+            limit_open_files(soft).context("setting the limit of open files")?;
+        }
         let Some((program, arguments)) = self.command.split_first() else { bail!("there is no command") };
         let mut command = Command::new(program);
         command.args(arguments);
@@ -51,6 +59,12 @@ impl Args {
         eprintln!("waylay: {}: {error}", program.display());
         Ok(ExitCode::from(if error.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE }))
     }
+}
+
+/// The agent has raised its own limit. Programs that use select(2) or close all descriptors one by one rely on theirs.
+fn limit_open_files(soft: u64) -> nix::Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, soft.min(hard), hard)
 }
 
 fn become_user(name: &str, command: &mut Command) -> anyhow::Result<()> {

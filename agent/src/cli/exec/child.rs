@@ -40,16 +40,24 @@ pub fn block_signals() -> anyhow::Result<SignalFd> {
 pub struct Child(std::process::Child);
 
 impl Child {
-    /// Starts `command` in `cgroup`: ourselves, who then joins and becomes it.
+    /// Starts `command` in `cgroup`: ourselves, who then joins and becomes it, with `open_files` as its soft limit.
     ///
     /// # Errors
     /// No process can be started.
-    pub fn spawn(cgroup: &ExecCgroup, user: Option<&str>, command: &[OsString]) -> anyhow::Result<Self> {
+    pub fn spawn(
+        cgroup: &ExecCgroup,
+        user: Option<&str>,
+        open_files: Option<u64>,
+        command: &[OsString],
+    ) -> anyhow::Result<Self> {
         let ourselves = std::env::current_exe().context("finding our own program")?;
         let mut helper = Command::new(ourselves);
         helper.arg("__enter").arg(cgroup.path());
         if let Some(user) = user {
             helper.arg("--user").arg(user);
+        }
+        if let Some(limit) = open_files {
+            helper.arg("--open-files").arg(limit.to_string());
         }
         let child = helper.arg("--").args(command).spawn().context("starting the command")?;
         Ok(Self(child))

@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::bail;
+use nix::sys::resource::{Resource, getrlimit};
 
 use super::start::{Adjust, Agent, Interface};
 use crate::config::Source;
@@ -75,6 +76,8 @@ impl Args {
         log::start(if self.verbose > 1 { "debug" } else { "warn" })?;
         // Before any thread: they all inherit it.
         let signals = child::block_signals()?;
+        // The agent raises it for itself; the command gets what we got.
+        let open_files = getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(soft, _)| soft);
         let cgroup = ExecCgroup::create()?;
         let options = ServerOptions {
             concurrency: None,
@@ -89,7 +92,8 @@ impl Args {
             );
         }
         let running = server.start()?;
-        let status = Child::spawn(&cgroup, self.user.as_deref(), &self.command).and_then(|child| child.wait(&signals));
+        let status = Child::spawn(&cgroup, self.user.as_deref(), open_files, &self.command)
+            .and_then(|child| child.wait(&signals));
         let stopped = running.stop();
         sinks.flush(FLUSH_TIMEOUT);
         stopped?;
