@@ -202,56 +202,6 @@ fn a_server_that_speaks_first_is_heard_at_once_behind_inspectors() {
 }
 
 #[test]
-fn an_early_connection_is_used_when_the_client_speaks_after_all() {
-    let origin = TcpOrigin::new();
-    let agent = AgentUnderTest::of(Site::inspected(&[origin.address]));
-    let mut client = agent.connect();
-    let mut server = origin.accept();
-    client.write_all(b"PING\r\n").expect("write");
-    assert_eq!(read_exactly(&mut server, 6), b"PING\r\n");
-    assert!(origin.is_left_alone_for(Duration::from_millis(50)), "a second connection");
-    server.write_all(b"PONG").expect("write");
-    assert_eq!(read_exactly(&mut client, 4), b"PONG");
-    drop((client, server));
-    let record = agent.records.only();
-    assert!(!record.server_first);
-    let stats = agent.stats();
-    assert_eq!((stats.detection_early_cx_total.value(), stats.detection_early_cx_unused.value()), (1, 0));
-    assert_eq!(stats.detection_opaque.value(), 1);
-}
-
-#[test]
-fn an_early_connection_that_failed_is_tried_again_when_the_client_speaks() {
-    let origin = nobody();
-    let agent = AgentUnderTest::of(Site::inspected(&[origin]));
-    let mut client = agent.connect();
-    let cluster = agent.running.shared().runtime.stats.cluster(&"cluster-0-default".into());
-    eventually("the early connection fails", || cluster.upstream_cx_connect_fail.value() == 1);
-    let listener = std::net::TcpListener::bind(origin).expect("bind");
-    client.write_all(b"PING\r\n").expect("write");
-    let (mut server, _) = listener.accept().expect("accept");
-    assert_eq!(read_exactly(&mut server, 6), b"PING\r\n");
-}
-
-#[test]
-fn an_early_connection_that_leads_elsewhere_is_closed_unused() {
-    let (opaque, http) = (TcpOrigin::new(), echo(b""));
-    let matches = ChainMatch { application_protocols: vec!["http/1.1".to_owned()], ..ChainMatch::default() };
-    let chains = vec![Chain { matches, endpoints: vec![http] }];
-    let agent = AgentUnderTest::of(Site { chains, ..Site::inspected(&[opaque.address]) });
-    let mut client = agent.connect();
-    let mut early = opaque.accept();
-    let request = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
-    client.write_all(request).expect("write");
-    assert_eq!(read_exactly(&mut client, request.len()), request);
-    assert_eq!(read_to_end(&mut early), b"");
-    drop(client);
-    let record = agent.records.only();
-    assert_eq!((record.detected, record.info.filter_chain.as_deref()), (Some("http/1.1"), Some("0")));
-    assert_eq!(agent.stats().detection_early_cx_unused.value(), 1);
-}
-
-#[test]
 fn a_client_that_ends_without_a_word_still_hears_the_server() {
     let agent = AgentUnderTest::of(Site::inspected(&[echo(b"Sat Nov 21\n")]));
     let mut client = agent.connect();

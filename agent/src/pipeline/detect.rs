@@ -11,14 +11,14 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
-use tokio::time::sleep;
+use tokio::time::{sleep, sleep_until};
 
 use crate::addr::OrigDstAddr;
 use crate::listener::chain::ConnectionFacts;
 use crate::listener::filter::peek::{self, Peeked};
 use crate::listener::filter::{Detected, Findings, Inspection, Step};
 use crate::listener::{Listener, ListenerFilter, NetworkFilter, OnFiltersTimeout};
-use crate::tcp::early::Early;
+use crate::tcp::early::{Early, Heard};
 use crate::telemetry::ResponseFlags;
 use crate::telemetry::metric::Active;
 use crate::telemetry::stats::ListenerStats;
@@ -29,12 +29,18 @@ use crate::worker::Worker;
 /// while those that wait for the server pay this delay once for each connection.
 const SILENCE_GRACE: Duration = Duration::from_millis(10);
 
+/// How long a client may stay silent after the early connection has failed, when a word from it could still lead it
+/// elsewhere. One that waits for a server learns after this time that there is none; without the agent it would have
+/// known from `connect`. One that has a request to send has done so by then, and what opens connections in reserve
+/// (browsers, connection pools) takes a connection that closes unused for what it is.
+const FAILURE_GRACE: Duration = Duration::from_secs(1);
+
 /// What detection brought.
 #[derive(Debug)]
 pub struct Detection {
     /// Of the listener filters.
     pub findings: Findings,
-    /// The early connection, whoever decided.
+    /// The early connection, whoever decided; a failed one only if that decided.
     pub early: Option<Early>,
     /// The endpoint decided.
     pub server_first: bool,
@@ -92,7 +98,18 @@ enum DecidedBy {
         silent: bool,
     },
     Server,
+    /// The endpoint cannot be connected to, and the client has nothing to say.
+    Failure,
     Timeout,
+}
+
+impl DecidedBy {
+    fn readiness(self) -> Readiness {
+        match self {
+            Self::Filters | Self::End { .. } => Readiness::Known,
+            Self::Server | Self::Failure | Self::Timeout => Readiness::Forgotten,
+        }
+    }
 }
 
 /// Runs the listener filters of `listener` over `stream`. `facts` are those of a connection of which nothing is known.
@@ -119,7 +136,7 @@ pub async fn detect(
         let mut client = std::pin::pin!(client_side(stream, &inspection, &spoke, worker));
         let mut grace = std::pin::pin!(sleep(SILENCE_GRACE));
         let mut timeout = std::pin::pin!(timeout(listener.listener_filters_timeout));
-        let mut waited = false;
+        let (mut waited, mut heard, mut give_up) = (false, false, None);
         loop {
             tokio::select! {
                 biased;
@@ -130,7 +147,19 @@ pub async fn detect(
                         early = Early::begin(worker, listener, chain, original_dst);
                     }
                 }
-                () = speaks(&mut early, worker) => break Ok(DecidedBy::Server),
+                spoken = hear(&mut early, worker), if !heard => match spoken {
+                    Heard::Speech => break Ok(DecidedBy::Server),
+                    Heard::Failure => {
+                        heard = true;
+                        give_up = early.as_ref().map(|early| Instant::now() + patience(early, listener));
+                    }
+                },
+                () = until(give_up) => {
+                    give_up = None;
+                    if !spoke.get() {
+                        break Ok(DecidedBy::Failure);
+                    }
+                }
                 () = &mut timeout => break timed_out(listener),
                 () = worker.shared.drain.closing() => break Err(Ended::Closing),
             }
@@ -144,10 +173,9 @@ pub async fn detect(
         Ok(decided) => {
             let server_first = decided == DecidedBy::Server;
             count(stats, &findings, server_first);
-            let readiness = match decided {
-                DecidedBy::Filters | DecidedBy::End { .. } => Readiness::Known,
-                DecidedBy::Server | DecidedBy::Timeout => Readiness::Forgotten,
-            };
+            let readiness = decided.readiness();
+            // The endpoint may be there by now; only a client that has waited in vain is told of the failure.
+            let early = early.filter(|early| decided == DecidedBy::Failure || !early.has_failed());
             Ok(Detection { findings, early, server_first, readiness })
         }
         Err(ended) => Err(ended),
@@ -177,9 +205,22 @@ async fn client_side(
     }
 }
 
-async fn speaks(early: &mut Option<Early>, worker: &Worker) {
+async fn hear(early: &mut Option<Early>, worker: &Worker) -> Heard {
     match early {
-        Some(early) => early.speaks(worker).await,
+        Some(early) => early.heard(worker).await,
+        None => pending().await,
+    }
+}
+
+/// How long to wait for a silent client whose early connection has failed: not at all when nothing it could say would
+/// lead it elsewhere.
+fn patience(early: &Early, listener: &Listener) -> Duration {
+    if early.serves_all(listener) { Duration::ZERO } else { FAILURE_GRACE }
+}
+
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment.into()).await,
         None => pending().await,
     }
 }

@@ -28,6 +28,15 @@ pub struct Early {
     state: State,
 }
 
+/// What the endpoint had to say; see [`Early::heard`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// It speaks first, or has closed.
+    Speech,
+    /// It could not be connected to.
+    Failure,
+}
+
 #[derive(Debug)]
 enum State {
     Connecting(JoinHandle<Result<Connected, Failure>>),
@@ -63,24 +72,33 @@ impl Early {
         &self.cluster
     }
 
-    /// Resolves when the endpoint has sent bytes or closed; never when it could not be connected to. Cancel-safe.
-    pub async fn speaks(&mut self, worker: &Worker) {
+    /// Resolves when the endpoint has sent bytes or closed, or could not be connected to. Cancel-safe.
+    pub async fn heard(&mut self, worker: &Worker) -> Heard {
         self.settle().await;
         match &self.state {
             State::Connected(connected) => {
                 // An error is a reset: also something that the endpoint says.
                 let _ = peek::beyond(&connected.upstream.stream, worker, 0, |_| ()).await;
+                Heard::Speech
             }
-            State::Connecting(_) | State::Failed(_) | State::Taken => std::future::pending().await,
+            State::Failed(_) => Heard::Failure,
+            State::Connecting(_) | State::Taken => std::future::pending().await,
         }
     }
 
-    /// Whether a connection that is served by `chain` can use it: it is the same chain, or one with the same cluster. One
-    /// that failed is of no use: the endpoint may be there by now.
+    /// Whether it could not be opened.
+    pub fn has_failed(&self) -> bool {
+        matches!(self.state, State::Failed(_))
+    }
+
+    /// Whether all connections to `listener` could use it, whatever is found out about them.
+    pub fn serves_all(&self, listener: &Listener) -> bool {
+        let chains = &listener.chains;
+        chains.all().iter().chain(chains.default_chain()).all(|chain| self.serves(chain))
+    }
+
+    /// Whether a connection that is served by `chain` can use it: it is the same chain, or one with the same cluster.
     pub fn serves(&self, chain: &Arc<FilterChain>) -> bool {
-        if matches!(self.state, State::Failed(_)) {
-            return false;
-        }
         if Arc::ptr_eq(chain, &self.chain) {
             return true;
         }

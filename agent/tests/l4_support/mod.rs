@@ -361,3 +361,9 @@ pub fn eventually(what: &str, condition: impl Fn() -> bool) {
         std::thread::sleep(Duration::from_millis(5));
     }
 }
+
+/// What is HTTP goes to `endpoint`.
+pub fn http_chain(endpoint: SocketAddr) -> Chain {
+    let matches = ChainMatch { application_protocols: vec!["http/1.1".to_owned()], ..ChainMatch::default() };
+    Chain { matches, endpoints: vec![endpoint] }
+}
