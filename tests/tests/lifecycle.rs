@@ -92,6 +92,25 @@ fn a_bad_file_leaves_the_running_configuration_alone_and_says_so() {
 }
 
 #[test]
+fn what_is_probably_not_meant_is_logged_at_the_start_and_at_a_reload() {
+    let world = World::new();
+    let last = "- {match: {prefix: /}, route: {cluster: default-svc}}";
+    let shadowed = |path: &str| {
+        SHOP.replace(
+            last,
+            &format!("{last}\n          - {{match: {{prefix: {path}}}, route: {{cluster: default-svc}}}}"),
+        )
+    };
+    let mut agent = world.agent(&shadowed("/first"));
+    agent.child().wait_for("(prefix /first) is shadowed by row");
+    agent.rewrite(&world, &shadowed("/second"));
+    agent.child().wait_for("(prefix /second) is shadowed by row");
+    let log = agent.stop();
+    let line = log.lines().find(|line| line.contains("/second")).expect("the line");
+    assert!(line.contains("waylay.yaml:") && line.contains(": route_configs[0].virtual_hosts[0].routes["), "{line}");
+}
+
+#[test]
 fn sigterm_lets_requests_in_flight_finish() {
     let world = World::new();
     let slow = world.spawn(

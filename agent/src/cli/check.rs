@@ -88,6 +88,12 @@ impl Args {
     }
 }
 
+/// What is probably not meant so, as [`findings`], without the notes.
+pub(super) fn warnings(file: &str, loaded: &Loaded) -> impl Iterator<Item = Diagnostic> {
+    let warning = |finding: &Finding| finding.severity == Severity::Warning;
+    findings(file, loaded).into_iter().filter(warning).map(|finding| finding.at)
+}
+
 /// What the loader and the lint found, in the order of the file.
 fn findings(file: &str, loaded: &Loaded) -> Vec<Finding> {
     let warning = |at: &Diagnostic| Finding { severity: Severity::Warning, kind: None, at: at.clone(), other: None };

@@ -4,12 +4,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
 
+use super::check;
 use crate::admin::{AdminServer, AdminSocketOption, State};
 use crate::config::watch::Watcher;
-use crate::config::{self, Source};
+use crate::config::{self, Loaded, Source};
 use crate::server::{LoadError, Loader, Server, ServerOptions};
 use crate::snapshot::{Runtime, Snapshot};
-use crate::telemetry::record::RecordSink;
 use crate::telemetry::sink::{FLUSH_TIMEOUT, Sinks};
 
 /// Changes a configuration after it is loaded, for an agent that is not run from it as it stands.
@@ -98,9 +98,7 @@ fn loader(
         }
         let loaded = config::load(&source, runtime, version)
             .map_err(|errors| LoadError(errors.to_string().trim_end().into()))?;
-        for warning in &loaded.warnings {
-            tracing::warn!("{warning}");
-        }
+        warn(&source, &loaded);
         let mut snapshot = loaded.snapshot;
         if let Some(adjust) = &adjust {
             adjust(&mut snapshot);
@@ -111,7 +109,7 @@ fn loader(
                 let bound = AdminServer::bind(&snapshot.admin, socket).map_err(|error| failed(error.into()))?;
                 *admin.lock().unwrap_or_else(PoisonError::into_inner) = Some(bound);
             }
-            sinks.replace_logs(&snapshot.access_log).map_err(|error| failed(error.into()))?;
+            sinks.replace(&snapshot.access_log).map_err(|error| failed(error.into()))?;
         }
         Ok(snapshot)
     })
@@ -124,6 +122,15 @@ fn can_be_read_again(source: &Source) -> Result<(), LoadError> {
             Err(LoadError(format!("{}: is no regular file: it cannot be loaded again", path.display())))
         }
         Source::File(_) | Source::Inline { .. } => Ok(()),
+    }
+}
+
+/// Logs what is probably not meant so, with its place in the file. The rows of a command line have no places, and the row
+/// that follows them for all other requests may well be shadowed.
+fn warn(source: &Source, loaded: &Loaded) {
+    match source {
+        Source::File(_) => check::warnings(&source.name(), loaded).for_each(|warning| tracing::warn!("{warning}")),
+        Source::Inline { .. } => loaded.warnings.iter().for_each(|warning| tracing::warn!("{warning}")),
     }
 }
 
