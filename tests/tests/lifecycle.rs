@@ -111,6 +111,25 @@ fn what_is_probably_not_meant_is_logged_at_the_start_and_at_a_reload() {
 }
 
 #[test]
+fn a_policy_that_the_kernel_cannot_take_changes_nothing() {
+    let world = World::new();
+    let _origin = world.origin("the-origin", "127.0.0.1:8000");
+    let mut agent = world.agent(BYTES);
+    // More port ranges than one network can carry, and another access log.
+    let ports: Vec<String> = (0..40).map(|n| (20_000 + 2 * n).to_string()).collect();
+    let outbound = format!("outbound: {{exclude: [{{ports: [{}]}}]}}", ports.join(", "));
+    let text = std::fs::read_to_string(agent.config()).expect("the configuration");
+    let text =
+        text.replacen("intercept: {", &format!("intercept: {{{outbound}, "), 1).replacen("access.log", "other.log", 1);
+    std::fs::write(agent.config(), text).expect("another configuration");
+    agent.child().signal(Signal::SIGHUP);
+    agent.child().wait_for("the interception policy cannot be put into the kernel");
+    world.app("curl", &["-sS", "http://127.0.0.1:8000/"]).success();
+    agent.wait_records("connection", 1);
+    agent.stop();
+}
+
+#[test]
 fn sigterm_lets_requests_in_flight_finish() {
     let world = World::new();
     let slow = world.spawn(

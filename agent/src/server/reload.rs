@@ -64,13 +64,15 @@ impl Serving {
         for listener in new.listeners.iter().filter(|listener| !self.bound.contains_key(&listener.address)) {
             added.extend(bind(listener, self.workers.len(), self.ports)?);
         }
-        let logs = self.shared.records.replace_logs(&new.access_log);
-        logs.map_err(|error| ServerError::Config(LoadError(describe(&error))))?;
+        let logs = self.shared.records.prepare_logs(&new.access_log);
+        let replace_logs = logs.map_err(|error| ServerError::Config(LoadError(describe(&error))))?;
         if let (Some(attached), Some(intercept)) = (&self.attached, &new.intercept)
             && old.intercept.as_ref().is_some_and(|old| old.policy != intercept.policy)
         {
             attached.replace_policy(intercept)?;
         }
+        // From here on nothing fails, and nothing before has to be undone.
+        replace_logs();
         self.clusters.adopt(&new).await;
         self.shared.snapshot.store(new.clone());
         let kept: BTreeSet<SocketAddr> = bound_addresses(&new).collect();

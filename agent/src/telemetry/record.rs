@@ -132,14 +132,18 @@ pub trait RecordSink: Send + Sync {
     /// Called once for each record.
     fn write(&self, record: Record);
 
-    /// Changes to the access logs of a new configuration, before it is published. Called on the main thread.
+    /// Opens the access logs of a new configuration, before it is published; what is returned changes to them. Called on
+    /// the main thread.
     ///
     /// # Errors
-    /// One of them cannot be opened; nothing is changed then.
-    fn replace_logs(&self, _logs: &[AccessLog]) -> Result<(), OpenError> {
-        Ok(())
+    /// One of them cannot be opened.
+    fn prepare_logs(&self, _logs: &[AccessLog]) -> Result<ReplaceLogs<'_>, OpenError> {
+        Ok(Box::new(|| ()))
     }
 }
+
+/// Changes to access logs that are open already; dropped instead of called, it changes nothing.
+pub type ReplaceLogs<'a> = Box<dyn FnOnce() + 'a>;
 
 /// Ends in exactly one record: `T` is filled in through `DerefMut` and written on drop.
 pub struct Recording<T: Recorded> {

@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 
 use crate::snapshot::AccessLog;
 
-use super::record::{Record, RecordSink};
+use super::record::{Record, RecordSink, ReplaceLogs};
 use super::stats::Registry;
 use super::trace::Trace;
 use super::writer::{OpenError, Writer};
@@ -45,17 +45,24 @@ impl Sinks {
     /// # Errors
     /// The first one that could not be opened; nothing is changed then.
     pub fn replace(&self, logs: &[AccessLog]) -> Result<(), OpenError> {
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.prepare(logs).map(|replace| replace())
+    }
+
+    /// As [`Self::replace`], in two steps: what can fail now, the change when the returned function is called.
+    fn prepare(&self, logs: &[AccessLog]) -> Result<ReplaceLogs<'_>, OpenError> {
+        let changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let open = self.writers.load_full();
-        let writers: Result<Vec<_>, _> = logs
+        let writers: Vec<_> = logs
             .iter()
             .map(|log| match open.iter().find(|writer| writer.log() == log) {
                 Some(writer) => Ok(writer.clone()),
                 None => Writer::open(log.clone(), self.stats.clone()).map(Arc::new),
             })
-            .collect();
-        self.writers.store(Arc::new(writers?));
-        Ok(())
+            .collect::<Result<_, _>>()?;
+        Ok(Box::new(move || {
+            let _changing = changing;
+            self.writers.store(Arc::new(writers));
+        }))
     }
 
     /// Opens the files anew, by their names: after log rotation has renamed them (SIGUSR1).
@@ -91,8 +98,8 @@ impl RecordSink for Sinks {
         }
     }
 
-    fn replace_logs(&self, logs: &[AccessLog]) -> Result<(), OpenError> {
-        self.replace(logs)
+    fn prepare_logs(&self, logs: &[AccessLog]) -> Result<ReplaceLogs<'_>, OpenError> {
+        self.prepare(logs)
     }
 }
 
