@@ -95,7 +95,9 @@ impl Args {
             method: self.method,
             headers: {
                 let mut headers = HeaderMap::new();
-                headers.extend(self.headers.into_iter().map(|(name, value)| (Some(name), value)));
+                for (name, value) in self.headers {
+                    headers.append(name, value);
+                }
                 headers
             },
             random: self.random,

@@ -48,6 +48,10 @@ fn bad_request(details: &'static str) -> Refusal {
     Refusal::request(StatusCode::BAD_REQUEST, details, "").closing()
 }
 
+fn invalid_authority() -> Refusal {
+    Refusal::request(StatusCode::BAD_REQUEST, "invalid_authority", "Bad Request").closing()
+}
+
 /// Checks `head`; a body follows it if `body`.
 ///
 /// # Errors
@@ -116,7 +120,7 @@ fn authority(head: &Parts, manager: &HttpConnectionManager) -> Result<HeaderValu
             if head.version < Version::HTTP_2 && head.uri.scheme_str().is_some_and(|scheme| scheme == "https") {
                 return Err(Refusal::request(StatusCode::FORBIDDEN, "http1.mismatched_scheme", "").closing());
             }
-            HeaderValue::from_str(authority.as_str()).map_err(|_| bad_request("invalid_authority"))?
+            HeaderValue::from_str(authority.as_str()).map_err(|_| invalid_authority())?
         }
         (None, Some(host)) => host.clone(),
         (None, None) => return Err(bad_request("missing_host_header")),
@@ -126,16 +130,16 @@ fn authority(head: &Parts, manager: &HttpConnectionManager) -> Result<HeaderValu
     }
     let valid = Authority::try_from(authority.as_bytes()).is_ok_and(|parsed| !parsed.as_str().contains('@'));
     if !valid {
-        return Err(bad_request("invalid_authority"));
+        return Err(invalid_authority());
     }
     if manager.strip_any_host_port { without_port(&authority) } else { Ok(authority) }
 }
 
 fn without_port(authority: &HeaderValue) -> Result<HeaderValue, Refusal> {
-    let text = authority.to_str().map_err(|_| bad_request("invalid_authority"))?;
+    let text = authority.to_str().map_err(|_| invalid_authority())?;
     match text.rsplit_once(':') {
         Some((host, port)) if !port.ends_with(']') => {
-            HeaderValue::from_str(host).map_err(|_| bad_request("invalid_authority"))
+            HeaderValue::from_str(host).map_err(|_| invalid_authority())
         }
         _ => Ok(authority.clone()),
     }
