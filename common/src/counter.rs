@@ -35,17 +35,17 @@ counters! {
     RedirectedV4 = "redirected_v4",
     /// IPv6 connections sent to the agent.
     RedirectedV6 = "redirected_v6",
-    /// Connections of IPv6 sockets to IPv4-mapped addresses sent to the agent's IPv4 listener.
+    /// Connections of IPv6 sockets to IPv4-mapped addresses sent to the IPv4 listener of the agent.
     RedirectedV4Mapped = "redirected_v4_mapped",
     /// Connects of sockets other than TCP, left alone.
     PassedNotTcp = "passed_not_tcp",
-    /// The agent's own connections to endpoints, left alone.
+    /// Connections of the agent itself to endpoints, left alone.
     PassedBypass = "passed_bypass",
     /// Left alone because the agent is draining.
     PassedDraining = "passed_draining",
     /// Left alone because the network namespace is not enrolled.
     PassedNetns = "passed_netns",
-    /// Left alone because the socket is bound to a device, from which the agent's listener cannot be reached.
+    /// Left alone because the socket is bound to a device, from which the listener of the agent cannot be reached.
     PassedBoundDevice = "passed_bound_device",
     /// IPv6 link-local destinations, left alone: the hook is not told their interface.
     PassedLinkLocal = "passed_link_local",
@@ -71,7 +71,7 @@ counters! {
     HandoverPublished = "handover_published",
     /// Original destinations that found no room in the handover map: the agent refuses these connections.
     HandoverFull = "handover_full",
-    /// Original destinations moved onto the agent's accepted socket.
+    /// Original destinations moved onto the accepted socket of the agent.
     HandoverTaken = "handover_taken",
     /// Original destinations that the accepted socket had no memory for: the agent refuses these connections.
     HandoverNoStorage = "handover_no_storage",
@@ -115,6 +115,8 @@ mod tests {
         assert_eq!(names.len(), Counter::ALL.len());
         for counter in Counter::ALL {
             assert!(counter.help().ends_with('.') && !counter.help().starts_with(' '), "{counter:?}");
+            // The compiler escapes quotes in what it hands to a macro as documentation.
+            assert!(!counter.help().contains(['\\', '\'']), "{counter:?}");
         }
     }
 }

@@ -18,7 +18,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     /// Its directory cannot be made or opened.
-    #[error("preparing the directory {}", path.display())]
+    #[error("preparing the directory {}{}", path.display(), with_sudo(source))]
     Directory {
         /// The directory.
         path: PathBuf,
@@ -41,7 +41,7 @@ pub enum SocketError {
         path: PathBuf,
     },
     /// Anything else.
-    #[error("binding {}", path.display())]
+    #[error("binding {}{}", path.display(), with_sudo(source))]
     Bind {
         /// The socket.
         path: PathBuf,
@@ -49,6 +49,11 @@ pub enum SocketError {
         #[source]
         source: io::Error,
     },
+}
+
+/// The remedy that a user needs who started the agent as himself.
+fn with_sudo(source: &io::Error) -> &'static str {
+    if source.kind() == io::ErrorKind::PermissionDenied { " (run with sudo, or change `admin.socket`)" } else { "" }
 }
 
 struct Pid(Option<i32>);

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
@@ -12,9 +13,14 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
+use tokio::time::timeout;
 
 /// Where the admin socket is unless the configuration says otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/waylay/admin.sock";
+
+/// An agent that does not begin to answer within this time hangs: its longest answer, the dump of 100,000 routes, takes
+/// less than a second to begin.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Which agent is asked.
 #[derive(Clone, Debug, clap::Args)]
@@ -82,6 +88,15 @@ impl AdminClient {
     }
 
     async fn request(&self, path: &str) -> anyhow::Result<Incoming> {
+        timeout(ANSWER_TIMEOUT, self.answer(path)).await.unwrap_or_else(|_| {
+            Err(anyhow!(
+                "the agent at {} does not answer: it hangs or is stopped (`waylay maps` works without it)",
+                self.socket.display()
+            ))
+        })
+    }
+
+    async fn answer(&self, path: &str) -> anyhow::Result<Incoming> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| explain(&self.socket, error))?;
         let asking = || format!("asking the agent at {} for {path}", self.socket.display());
         let (mut sender, connection) =
@@ -128,6 +143,17 @@ mod tests {
         drop(std::os::unix::net::UnixListener::bind(&path).expect("socket"));
         let dead = client.page("/ready").expect_err("no agent").to_string();
         assert_eq!(dead, format!("no agent is running: nobody listens on {} any more", path.display()));
+    }
+
+    #[test]
+    fn an_agent_that_does_not_answer_is_not_waited_for() {
+        let dir = tempfile::tempdir().expect("directory");
+        let path = dir.path().join("admin.sock");
+        let _listens_and_never_accepts = std::os::unix::net::UnixListener::bind(&path).expect("socket");
+        let client = AdminClient::new(&Socket { path }).expect("client");
+        client.runtime.block_on(async { tokio::time::pause() });
+        let error = client.page("/ready").expect_err("no answer").to_string();
+        assert!(error.contains("does not answer"), "{error}");
     }
 
     #[test]

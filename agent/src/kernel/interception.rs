@@ -154,17 +154,25 @@ impl Interception {
     }
 
     /// Tells the hooks that the agent is alive. Call it at least every [`super::HEARTBEAT_INTERVAL`], and only while every
-    /// worker's loop turns. Every few seconds it also sweeps what dead instances have left.
+    /// worker's loop turns. Every few seconds it also sweeps what dead instances have left; that may fail (for want of
+    /// file descriptors, say) without harm to this instance.
     ///
     /// # Errors
     /// The maps cannot be written.
     pub fn heartbeat(&self) -> Result<(), KernelError> {
         self.kernel.set(Switch::Heartbeat, clock::monotonic_ns())?;
-        if self.beats.fetch_add(1, Ordering::Relaxed) % SWEEP_BEATS == 1 {
-            lock(&self.exemptions).sweep()?;
-            self.remove_stale_pins()?;
+        if self.beats.fetch_add(1, Ordering::Relaxed) % SWEEP_BEATS == 1
+            && let Err(error) = self.sweep()
+        {
+            let cause = std::error::Error::source(&error).map(ToString::to_string);
+            tracing::warn!(%error, cause, "what dead instances left in the kernel cannot be swept now");
         }
         Ok(())
+    }
+
+    fn sweep(&self) -> Result<(), KernelError> {
+        lock(&self.exemptions).sweep()?;
+        self.remove_stale_pins()
     }
 
     /// Redirects no further connections; those that were redirected keep their getpeername and handover.
