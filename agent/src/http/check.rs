@@ -138,9 +138,7 @@ fn authority(head: &Parts, manager: &HttpConnectionManager) -> Result<HeaderValu
 fn without_port(authority: &HeaderValue) -> Result<HeaderValue, Refusal> {
     let text = authority.to_str().map_err(|_| invalid_authority())?;
     match text.rsplit_once(':') {
-        Some((host, port)) if !port.ends_with(']') => {
-            HeaderValue::from_str(host).map_err(|_| invalid_authority())
-        }
+        Some((host, port)) if !port.ends_with(']') => HeaderValue::from_str(host).map_err(|_| invalid_authority()),
         _ => Ok(authority.clone()),
     }
 }

@@ -45,7 +45,8 @@ pub fn connection_says_upgrade(headers: &HeaderMap) -> bool {
 /// # Errors
 /// `connection` has too many tokens, or names a header that must stay.
 pub fn remove_hop_by_hop(headers: &mut HeaderMap) -> Result<(), Refusal> {
-    let refused = || Err(Refusal::request(StatusCode::BAD_REQUEST, "connection_header_rejected", "Bad Request").closing());
+    let refused =
+        || Err(Refusal::request(StatusCode::BAD_REQUEST, "connection_header_rejected", "Bad Request").closing());
     if headers.contains_key(header::CONNECTION) {
         let mut named: Vec<HeaderName> = Vec::new();
         for (index, token) in connection_tokens(headers).filter(|token| !token.is_empty()).enumerate() {
