@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Once};
 
 use anyhow::{Context, Result, ensure};
 use nix::sched::{CloneFlags, setns};
@@ -23,6 +23,7 @@ def rest(s):
 ";
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
+static SWEEP: Once = Once::new();
 
 /// Names of the two cgroups of a world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +54,7 @@ impl World {
 
     fn build() -> Result<Self> {
         ensure!(nix::unistd::geteuid().is_root(), "these tests need root");
+        SWEEP.call_once(sweep);
         let name = format!("wl-{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed));
         let folder = tempfile::Builder::new().prefix(&format!("{name}-")).tempdir()?;
         let world = Self { name, cgroup_mount: cgroup2_mount()?, folder, origins: Mutex::default() };
@@ -258,6 +260,20 @@ impl Drop for World {
 fn end_all(cgroup: &Path) {
     for pid in pids(cgroup) {
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+}
+
+/// Takes away the worlds of test processes that were killed: those could not do it themselves.
+fn sweep() {
+    let Ok(entries) = cgroup2_mount().and_then(|mount| Ok(fs::read_dir(mount)?)) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let maker = name.strip_prefix("wl-").and_then(|rest| rest.split_once('-')).map(|(pid, _)| pid.to_owned());
+        if maker.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            eprintln!("taking away the world {name} of a test that was killed");
+            remove_cgroup(&entry.path());
+            let _ = run("ip", &["netns", "del", &name]);
+        }
     }
 }
 
