@@ -50,6 +50,7 @@ pub fn all() -> Vec<Case> {
     all.extend(headers());
     all.extend(queries());
     all.extend(hosts());
+    all.extend(targets());
     all.extend(redirects());
     all.extend(rewrites());
     all.extend(clusters());
@@ -232,7 +233,7 @@ fn queries() -> Vec<Case> {
 }
 
 fn hosts() -> Vec<Case> {
-    let mut all: Vec<Case> = [
+    [
         "www.foo.test",
         "WWW.Foo.Test",
         "upper.test",
@@ -279,9 +280,13 @@ fn hosts() -> Vec<Case> {
     ]
     .into_iter()
     .map(|host| get(MAIN, host, "/", &[]))
-    .collect();
+    .collect()
+}
+
+/// Request targets, with hosts that contradict them.
+fn targets() -> Vec<Case> {
     let raw = |text: &str| Case::new(MAIN, text.as_bytes());
-    all.extend([
+    vec![
         raw("GET / HTTP/1.1\r\n\r\n"),
         raw("GET / HTTP/1.1\r\nHost: www.foo.test\r\nHost: www.foo.test\r\n\r\n"),
         raw("GET / HTTP/1.1\r\nHost: www.foo.test\r\nHost: port.test:8080\r\n\r\n"),
@@ -303,8 +308,7 @@ fn hosts() -> Vec<Case> {
         raw("GET / HTTP/1.0\r\nHost: www.foo.test\r\n\r\n"),
         raw("GET / HTTP/1.0\r\n\r\n"),
         raw("GET /\r\n"),
-    ]);
-    all
+    ]
 }
 
 fn redirects() -> Vec<Case> {

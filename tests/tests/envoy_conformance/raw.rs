@@ -45,7 +45,14 @@ fn options() -> Vec<Case> {
     .into_iter()
     .map(|path| on(path, &[]))
     .collect();
-    all.extend([
+    all.extend(identity());
+    all
+}
+
+/// Headers that say who asked, and HTTP/1.0, with everything on.
+fn identity() -> Vec<Case> {
+    let on = |path: &str, headers: &[&str]| get(OPTIONS, "any.test", path, headers);
+    let mut all = vec![
         on("/", &["x-forwarded-for: 1.2.3.4"]),
         on("/", &["x-forwarded-for: 10.0.0.1"]),
         on("/", &["x-forwarded-for: 1.2.3.4, 5.6.7.8", "x-forwarded-for: 9.9.9.9"]),
@@ -71,7 +78,7 @@ fn options() -> Vec<Case> {
         get(OPTIONS, "other.test:99", "/say", &[]),
         get(OPTIONS, "redirect.test:81", "/https", &[]),
         get(OPTIONS, "redirect.test:80", "/https", &[]),
-    ]);
+    ];
     let raw = |text: String| Case::new(OPTIONS, text.into_bytes());
     all.extend([
         raw("GET /say HTTP/1.0\r\nHost: x\r\n\r\n".into()),
@@ -148,12 +155,6 @@ fn framing() -> Vec<Case> {
 }
 
 fn heads() -> Vec<Case> {
-    let raw = |text: &str| Case::new(MAIN, text.as_bytes());
-    let with = |headers: &str| {
-        let mut case = raw(&format!("GET /x HTTP/1.1\r\nHost: cluster.test\r\n{headers}\r\n"));
-        case.name = format!("head {:?}", &headers[..headers.len().min(40)]);
-        case
-    };
     let mut all: Vec<Case> = [
         "NONSENSE\r\n\r\n",
         "GET / HTTP/1.2\r\nHost: path.test\r\n\r\n",
@@ -179,8 +180,21 @@ fn heads() -> Vec<Case> {
         "PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n",
     ]
     .into_iter()
-    .map(raw)
+    .map(|text: &str| Case::new(MAIN, text.as_bytes()))
     .collect();
+    all.extend(header_lines());
+    all
+}
+
+/// Single header lines, their number and their size; methods.
+fn header_lines() -> Vec<Case> {
+    let raw = |text: &str| Case::new(MAIN, text.as_bytes());
+    let with = |headers: &str| {
+        let mut case = raw(&format!("GET /x HTTP/1.1\r\nHost: cluster.test\r\n{headers}\r\n"));
+        case.name = format!("head {:?}", &headers[..headers.len().min(40)]);
+        case
+    };
+    let mut all = Vec::new();
     all.extend(
         [
             "X: a\r\n b\r\n",
