@@ -61,6 +61,9 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// The agent's own tests that attach programs to the kernel.
+const PRIVILEGED: &str = "binary(kernel) | binary(l4_intercepted)";
+
 /// A ring that cannot run counts as one failure: it must never look like a success.
 fn ring(name: &str, tests: impl FnOnce() -> Result<Tally>) -> Tally {
     eprintln!("==> {name} tests");
@@ -75,7 +78,7 @@ fn ring(name: &str, tests: impl FnOnce() -> Result<Tally>) -> Tally {
 }
 
 fn pure(filter: Option<&str>) -> Result<Tally> {
-    let mut tally = nextest(PURE_PACKAGES, filter, None)?;
+    let mut tally = nextest(PURE_PACKAGES, &format!("not ({PRIVILEGED})"), filter, None)?;
     tally.add(doc_tests(filter)?);
     Ok(tally)
 }
@@ -117,7 +120,10 @@ fn kernel(filter: Option<&str>) -> Result<Tally> {
     } else {
         Some(sudo_runner()?)
     };
-    nextest(&[KERNEL_PACKAGE], filter, runner)
+    // Apart, because together the packages would be built with other features than alone.
+    let mut tally = nextest(&["waylay"], PRIVILEGED, filter, runner.as_deref())?;
+    tally.add(nextest(&[KERNEL_PACKAGE], "all()", filter, runner.as_deref())?);
+    Ok(tally)
 }
 
 /// Root in a container often is not all of root.
@@ -152,7 +158,7 @@ fn sudo_runner() -> Result<String> {
     Ok(format!("sudo --preserve-env env PATH={path}"))
 }
 
-fn nextest(packages: &[&str], filter: Option<&str>, runner: Option<String>) -> Result<Tally> {
+fn nextest(packages: &[&str], set: &str, filter: Option<&str>, runner: Option<&str>) -> Result<Tally> {
     let junit = shell::target_dir().join("nextest/default/junit.xml");
     if junit.exists() {
         fs::remove_file(&junit)?;
@@ -162,7 +168,8 @@ fn nextest(packages: &[&str], filter: Option<&str>, runner: Option<String>) -> R
     for package in packages {
         cargo.args(["--package", package]);
     }
-    cargo.args(filter);
+    // A test has to match both.
+    cargo.args(["--filterset", set]).args(filter);
     if let Some(runner) = runner {
         let triple = format!("{}-unknown-linux-gnu", env::consts::ARCH);
         let key = format!("CARGO_TARGET_{}_RUNNER", triple.to_uppercase().replace('-', "_"));
