@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, Once};
 
 use anyhow::{Context, Result, ensure};
 use nix::sched::{CloneFlags, setns};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -23,7 +24,7 @@ def rest(s):
 ";
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
-static SWEEP: Once = Once::new();
+static PREPARE: Once = Once::new();
 
 /// Names of the two cgroups of a world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +55,10 @@ impl World {
 
     fn build() -> Result<Self> {
         ensure!(nix::unistd::geteuid().is_root(), "these tests need root");
-        SWEEP.call_once(sweep);
+        PREPARE.call_once(|| {
+            sweep();
+            raise_file_limit();
+        });
         let name = format!("wl-{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed));
         let folder = tempfile::Builder::new().prefix(&format!("{name}-")).tempdir()?;
         let world = Self { name, cgroup_mount: cgroup2_mount()?, folder, origins: Mutex::default() };
@@ -260,6 +264,14 @@ impl Drop for World {
 fn end_all(cgroup: &Path) {
     for pid in pids(cgroup) {
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+}
+
+/// A thousand connections at once need more than the 1,024 files that many shells allow, in the origins and, which
+/// inherit the limit, in the clients.
+fn raise_file_limit() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
 }
 
