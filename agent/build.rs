@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya_build::{Package, Toolchain};
 
 const CHOICE: &str = "WAYLAY_BPF_TOOLCHAIN";
-/// The toolchain that `cargo xtask setup` links where no nightly with `rust-src` is to be had.
+/// The toolchain that `cargo xtask setup` links, with a compiler that suits the bpf-linker which it brings.
 const LINKED: &str = "waylay-bpf";
 /// Lets a stable compiler build `core`. aya-build and cargo read it from the environment only.
 const BOOTSTRAP: &str = "RUSTC_BOOTSTRAP";
@@ -66,12 +66,13 @@ fn build(toolchain: &str) -> Result<()> {
     )
 }
 
-/// The toolchain that was asked for, else the standard nightly if it has the source of `core`, else the linked one.
+/// The toolchain that was asked for, else the one that setup linked, else the standard nightly; the latter two only with
+/// the source of `core`.
 fn toolchain() -> Option<String> {
     if let Ok(chosen) = env::var(CHOICE) {
         return runs_in(&chosen).then_some(chosen);
     }
-    ["nightly", LINKED].into_iter().find(|name| has_core_source(name)).map(str::to_owned)
+    [LINKED, "nightly"].into_iter().find(|name| has_core_source(name)).map(str::to_owned)
 }
 
 fn has_core_source(toolchain: &str) -> bool {
