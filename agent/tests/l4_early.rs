@@ -80,3 +80,20 @@ fn a_silent_client_learns_soon_that_nobody_is_there_and_one_that_speaks_is_serve
     client.write_all(b"TP/1.1\r\n\r\n").expect("write");
     assert_eq!(read_exactly(&mut client, 18), b"GET / HTTP/1.1\r\n\r\n");
 }
+
+#[test]
+fn an_endpoint_that_resets_a_silent_client_is_not_taken_for_one_that_ends() {
+    for _ in 0..20 {
+        let origin = TcpOrigin::new();
+        let agent = AgentUnderTest::of(Site::inspected(&[origin.address]));
+        let mut client = agent.connect();
+        let server = origin.accept();
+        std::thread::sleep(Duration::from_millis(5));
+        reset(server);
+        assert!(is_reset(&mut client));
+        assert!(origin.is_left_alone_for(Duration::from_millis(20)), "a second connection");
+        let record = agent.records.only();
+        assert!(record.flags.contains(ResponseFlags::UPSTREAM_CONNECTION_TERMINATION), "{record:?}");
+        assert_eq!(record.endpoint.map(|endpoint| endpoint.socket()), Some(origin.address));
+    }
+}

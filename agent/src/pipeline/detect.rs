@@ -175,7 +175,8 @@ pub async fn detect(
             count(stats, &findings, server_first);
             let readiness = decided.readiness();
             // The endpoint may be there by now; only a client that has waited in vain is told of the failure.
-            let early = early.filter(|early| decided == DecidedBy::Failure || !early.has_failed());
+            let told = matches!(decided, DecidedBy::Server | DecidedBy::Failure);
+            let early = early.filter(|early| told || !early.has_failed());
             Ok(Detection { findings, early, server_first, readiness })
         }
         Err(ended) => Err(ended),

@@ -31,7 +31,7 @@ pub struct Early {
 /// What the endpoint had to say; see [`Early::heard`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heard {
-    /// It speaks first, or has closed.
+    /// It speaks first, or has closed or reset the connection.
     Speech,
     /// It could not be connected to.
     Failure,
@@ -77,8 +77,11 @@ impl Early {
         self.settle().await;
         match &self.state {
             State::Connected(connected) => {
-                // An error is a reset: also something that the endpoint says.
-                let _ = peek::beyond(&connected.upstream.stream, worker, 0, |_| ()).await;
+                // A reset is also something that the endpoint says. The socket tells of it only once, and what reads
+                // it next would find an orderly end.
+                if peek::beyond(&connected.upstream.stream, worker, 0, |_| ()).await.is_err() {
+                    self.state = State::Failed(reset(connected));
+                }
                 Heard::Speech
             }
             State::Failed(_) => Heard::Failure,
@@ -86,7 +89,7 @@ impl Early {
         }
     }
 
-    /// Whether it could not be opened.
+    /// Whether it could not be opened, or was reset.
     pub fn has_failed(&self) -> bool {
         matches!(self.state, State::Failed(_))
     }
@@ -128,6 +131,14 @@ impl Early {
                 Err(_) => State::Failed(aborted()),
             };
         }
+    }
+}
+
+fn reset(connected: &Connected) -> Failure {
+    Failure {
+        flags: ResponseFlags::UPSTREAM_CONNECTION_TERMINATION,
+        details: "endpoint reset the connection".to_owned(),
+        endpoint: Some(connected.endpoint.address),
     }
 }
 
