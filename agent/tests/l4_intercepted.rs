@@ -122,3 +122,20 @@ fn the_agents_own_connections_are_left_alone_in_the_cgroup_that_it_intercepts() 
     std::fs::write(home, own_pid).expect("leave");
     assert_eq!((read.as_str(), record.flags.to_string()), ("outbound", "-".to_owned()));
 }
+
+#[test]
+fn a_listener_that_a_reload_adds_is_reached_by_intercepted_programs_too() {
+    let cgroup = Cgroup::new("l4-added");
+    let outbound = Site { hand_off: HandOff::ByOriginalDst, ..Site::to(&[echo(b"outbound")]) };
+    let added = Site { address: nobody(), ..Site::to(&[echo(b"added")]) };
+    let port = added.address.port();
+    let agent = AgentUnderTest::start(intercepting(&cgroup, vec![outbound.clone()]));
+    assert_eq!(cgroup.read_from("127.0.0.1", port), "outbound");
+    agent.change(|setup| setup.sites.push(added));
+    assert_eq!(agent.reload(), Ok(2));
+    assert_eq!(cgroup.read_from("127.0.0.1", port), "added");
+    agent.change(|setup| _ = setup.sites.pop());
+    assert_eq!(agent.reload(), Ok(3));
+    assert_eq!(cgroup.read_from("127.0.0.1", port), "outbound", "it is nobody's listener any more");
+    agent.running.stop().expect("stop");
+}

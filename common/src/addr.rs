@@ -155,7 +155,7 @@ impl fmt::Debug for Ip {
 
 /// An address and a port; the port in host order. Port 0 stands for "none".
 #[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Endpoint {
     ip: Ip,
     port: u32,

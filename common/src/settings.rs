@@ -84,7 +84,7 @@ impl Switch {
 
 /// Key of the exempt map: an address that is never redirected, within one network namespace.
 #[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ExemptKey {
     netns_cookie: u64,
     listener: Endpoint,

@@ -9,7 +9,7 @@
 //! instance's maps are gone from the kernel.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
 };
 
@@ -27,7 +27,8 @@ use super::{
 pub(super) struct Exemptions {
     map: Exempt,
     owner: ExemptOwner,
-    own: Vec<ExemptKey>,
+    netns_cookie: u64,
+    own: BTreeSet<ExemptKey>,
 }
 
 impl Exemptions {
@@ -38,13 +39,38 @@ impl Exemptions {
         netns_cookie: u64,
         listeners: &[SocketAddr],
     ) -> Result<Self, KernelError> {
-        let mut map: Exempt = maps::typed(maps::name::EXEMPT, map)?;
-        let own: Vec<_> =
-            spell_out(listeners)?.into_iter().map(|listener| ExemptKey::new(netns_cookie, listener.into())).collect();
+        let map: Exempt = maps::typed(maps::name::EXEMPT, map)?;
+        let mut new = Self { map, owner, netns_cookie, own: BTreeSet::new() };
+        let own = new.keys(listeners)?;
         for key in &own {
-            enter(&mut map, key, owner)?;
+            enter(&mut new.map, key, owner)?;
         }
-        Ok(Self { map, owner, own })
+        new.own = own;
+        Ok(new)
+    }
+
+    fn keys(&self, listeners: &[SocketAddr]) -> Result<BTreeSet<ExemptKey>, KernelError> {
+        let addresses = spell_out(listeners)?.into_iter();
+        Ok(addresses.map(|address| ExemptKey::new(self.netns_cookie, address.into())).collect())
+    }
+
+    /// Our listeners are these from now on, here and with all other instances.
+    pub(super) fn replace(&mut self, listeners: &[SocketAddr]) -> Result<(), KernelError> {
+        let new = self.keys(listeners)?;
+        if new == self.own {
+            return Ok(());
+        }
+        let gone = &self.own - &new;
+        // What fails halfway is put right by the next call.
+        self.own.extend(&new);
+        change(&mut self.map, &new, &gone, self.owner)?;
+        for other in self.others()? {
+            if let Ok(mut theirs) = other.exempt_map() {
+                change(&mut theirs, &new, &gone, self.owner)?;
+            }
+        }
+        self.own = new;
+        Ok(())
     }
 
     /// Tells all other instances of our listeners, and learns theirs.
@@ -98,6 +124,25 @@ impl Exemptions {
         others.retain(|other| other.id() != self.owner && other.speaks_our_layout());
         Ok(others)
     }
+}
+
+fn change(
+    map: &mut Exempt,
+    new: &BTreeSet<ExemptKey>,
+    gone: &BTreeSet<ExemptKey>,
+    owner: ExemptOwner,
+) -> Result<(), KernelError> {
+    for key in new {
+        enter(map, key, owner)?;
+    }
+    let doing = "withdrawing a listener address";
+    for key in gone {
+        // Another instance may listen at the same address, and have entered it since.
+        if maps::optional(map.get(key, 0), doing)? == Some(owner) {
+            maps::ensure_removed(map.remove(key), doing)?;
+        }
+    }
+    Ok(())
 }
 
 fn enter(map: &mut Exempt, key: &ExemptKey, owner: ExemptOwner) -> Result<(), KernelError> {

@@ -75,6 +75,7 @@ pub struct Interception {
     policy: maps::Trie,
     generation: u32,
     redirect: (bool, bool),
+    redirects: Vec<SocketAddr>,
     exemptions: Mutex<Exemptions>,
     pins: Option<PinDir>,
     cgroup_id: u64,
@@ -114,6 +115,7 @@ impl Interception {
             policy,
             generation: 1,
             redirect,
+            redirects: redirects(options).collect(),
             exemptions: Mutex::new(exemptions),
             pins: None,
             cgroup_id: cgroup.id(),
@@ -151,6 +153,15 @@ impl Interception {
         self.kernel.set(Switch::Generation, next.into())?;
         self.generation = next;
         Ok(())
+    }
+
+    /// The agent listens at other addresses: these are never redirected from now on, nor those it redirects to.
+    ///
+    /// # Errors
+    /// They do not fit, or the maps cannot be written; calling it again with the old ones undoes it.
+    pub fn replace_listeners(&self, own_listeners: &[SocketAddr]) -> Result<(), KernelError> {
+        let all: Vec<_> = self.redirects.iter().chain(own_listeners).copied().collect();
+        lock(&self.exemptions).replace(&all)
     }
 
     /// Tells the hooks that the agent is alive. Call it at least every [`super::HEARTBEAT_INTERVAL`], and only while every

@@ -48,9 +48,9 @@ pub fn options<'a>(
         Redirect::Listeners => (None, None),
         Redirect::Proxy { v4, v6 } => (v4, v6),
     };
-    let mut own_listeners: Vec<SocketAddr> = admin.prometheus.into_iter().chain(admin.readiness).collect();
+    let mut listening = Vec::new();
     for (listener, addresses) in bound {
-        own_listeners.extend_from_slice(addresses);
+        listening.extend_from_slice(addresses);
         if intercept.redirect != Redirect::Listeners || listener.hand_off != HandOff::ByOriginalDst {
             continue;
         }
@@ -64,12 +64,17 @@ pub fn options<'a>(
     Ok(InterceptOptions {
         redirect_v4,
         redirect_v6,
-        own_listeners,
+        own_listeners: own_listeners(admin, listening),
         policy: intercept.policy.clone(),
         on_agent_loss: intercept.on_agent_loss,
         handover_entries: intercept.handover_entries,
         ..InterceptOptions::new(cgroup)
     })
+}
+
+/// All addresses at which the agent itself is to be reached.
+fn own_listeners(admin: &Admin, bound: impl IntoIterator<Item = SocketAddr>) -> Vec<SocketAddr> {
+    admin.prometheus.into_iter().chain(admin.readiness).chain(bound).collect()
 }
 
 /// Nobody connects to a wildcard address; loopback leads to the same socket.
@@ -103,6 +108,19 @@ impl Attached {
     /// The old one stays.
     pub fn replace_policy(&self, intercept: &Intercept) -> Result<(), KernelError> {
         lock(&self.interception).as_mut().map_or(Ok(()), |interception| interception.replace_policy(&intercept.policy))
+    }
+
+    /// The listeners are bound to these addresses from now on: none of them is redirected.
+    ///
+    /// # Errors
+    /// The kernel's maps have no room, or cannot be written.
+    pub fn replace_listeners(
+        &self,
+        admin: &Admin,
+        bound: impl IntoIterator<Item = SocketAddr>,
+    ) -> Result<(), KernelError> {
+        let own = own_listeners(admin, bound);
+        lock(&self.interception).as_ref().map_or(Ok(()), |interception| interception.replace_listeners(&own))
     }
 
     /// From now on connects go where they always went.

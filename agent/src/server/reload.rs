@@ -10,6 +10,7 @@ use std::time::SystemTime;
 
 use super::bind::bind;
 use super::{LoadError, ServerError, Serving};
+use crate::kernel::KernelError;
 use crate::listener::{Binding, HandOff};
 use crate::snapshot::{Intercept, Snapshot};
 use crate::worker::{ReloadFailure, State};
@@ -66,10 +67,12 @@ impl Serving {
         }
         let logs = self.shared.records.prepare_logs(&new.access_log);
         let replace_logs = logs.map_err(|error| ServerError::Config(LoadError(describe(&error))))?;
-        if let (Some(attached), Some(intercept)) = (&self.attached, &new.intercept)
-            && old.intercept.as_ref().is_some_and(|old| old.policy != intercept.policy)
-        {
-            attached.replace_policy(intercept)?;
+        // What is added listens already, and is served in a moment.
+        let listening = added.iter().flat_map(|bound| bound.addresses.iter().copied());
+        let replaced = self.exempt(&new, listening).and_then(|()| self.replace_policy(&old, &new));
+        if let Err(error) = replaced {
+            self.exempt_bound(&old);
+            return Err(error.into());
         }
         // From here on nothing fails, and nothing before has to be undone.
         replace_logs();
@@ -83,7 +86,29 @@ impl Serving {
         for bound in added {
             self.listen(bound).await;
         }
+        self.exempt_bound(&new);
         Ok(version)
+    }
+
+    fn replace_policy(&self, old: &Snapshot, new: &Snapshot) -> Result<(), KernelError> {
+        match (&self.attached, &old.intercept, &new.intercept) {
+            (Some(attached), Some(old), Some(new)) if old.policy != new.policy => attached.replace_policy(new),
+            _ => Ok(()),
+        }
+    }
+
+    /// Nothing that is bound now is redirected, nor what is `added`.
+    fn exempt(&self, snapshot: &Snapshot, added: impl Iterator<Item = SocketAddr>) -> Result<(), KernelError> {
+        let all = self.bound.values().flatten().copied().chain(added);
+        self.attached.as_ref().map_or(Ok(()), |attached| attached.replace_listeners(&snapshot.admin, all))
+    }
+
+    /// Exactly what is bound now is not redirected.
+    fn exempt_bound(&self, snapshot: &Snapshot) {
+        if let Err(error) = self.exempt(snapshot, std::iter::empty()) {
+            let error = describe(&error);
+            tracing::error!(error, "addresses that are no listeners any more are still not intercepted");
+        }
     }
 }
 
