@@ -9,6 +9,7 @@ use std::process::{Command, Output};
 use waylay::kernel::{HANDOVER_ENTRIES, OnAgentLoss, Policy, Rule, cgroup};
 use waylay::listener::HandOff;
 use waylay::snapshot::{Intercept, Redirect};
+use waylay::worker::State;
 
 use l4_support::*;
 
@@ -138,4 +139,30 @@ fn a_listener_that_a_reload_adds_is_reached_by_intercepted_programs_too() {
     assert_eq!(agent.reload(), Ok(3));
     assert_eq!(cgroup.read_from("127.0.0.1", port), "outbound", "it is nobody's listener any more");
     agent.running.stop().expect("stop");
+}
+
+#[test]
+fn two_agents_that_would_intercept_each_other_do_not_both_start() {
+    let cgroup = Cgroup::new("l4-rivals");
+    let text = std::fs::read_to_string("/proc/self/cgroup").expect("cgroups");
+    let home = text.lines().find_map(|line| line.strip_prefix("0::/")).expect("cgroup2").to_owned();
+    let home = cgroup::mount_point().expect("cgroup2").join(home).join("cgroup.procs");
+    let own_pid = std::process::id().to_string();
+    let outbound = Site { hand_off: HandOff::ByOriginalDst, ..Site::to(&[echo(b"outbound")]) };
+    let setup = intercepting(&cgroup, vec![outbound]);
+    std::fs::write(cgroup.0.join("cgroup.procs"), &own_pid).expect("enter");
+    let agent = AgentUnderTest::start(setup.clone());
+    let refused = AgentUnderTest::try_start(setup.clone()).err();
+    let read = cgroup.read_from("127.77.0.1", 80);
+    agent.running.control().drain_listeners();
+    eventually("it drains", || agent.running.shared().state() == State::Draining);
+    let successor = AgentUnderTest::try_start(setup);
+    let read_again = cgroup.read_from("127.77.0.1", 80);
+    agent.running.stop().expect("stop");
+    let successor = successor.map(|successor| successor.running.stop().expect("stop"));
+    std::fs::write(home, &own_pid).expect("leave");
+    let refused = refused.and_then(|error| Some(std::error::Error::source(&error)?.to_string())).expect("refused");
+    assert!(refused.starts_with(&format!("the agent with pid {own_pid} intercepts this process")), "{refused}");
+    assert!(successor.is_ok(), "{successor:?}");
+    assert_eq!((read.as_str(), read_again.as_str()), ("outbound", "outbound"));
 }

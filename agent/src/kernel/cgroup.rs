@@ -41,8 +41,13 @@ impl Cgroup {
     /// # Errors
     /// It cannot be seen from here (another cgroup namespace's tree is mounted).
     pub fn own() -> Result<Self, KernelError> {
-        let text = fs::read_to_string("/proc/self/cgroup")
-            .map_err(|source| KernelError::io("reading /proc/self/cgroup", source))?;
+        Self::of_process("self")
+    }
+
+    /// The cgroup of a process; `pid` is its name below /proc.
+    pub(super) fn of_process(pid: &str) -> Result<Self, KernelError> {
+        let path = format!("/proc/{pid}/cgroup");
+        let text = fs::read_to_string(&path).map_err(|source| KernelError::io(format!("reading {path}"), source))?;
         let relative = text.lines().find_map(|line| line.strip_prefix("0::")).ok_or(KernelError::NoCgroup2)?;
         let relative = Path::new(relative);
         if relative.components().any(|part| part == Component::ParentDir) {
@@ -70,6 +75,11 @@ impl Cgroup {
     #[must_use]
     pub fn covers(&self, other: &Self) -> bool {
         other.path.starts_with(&self.path)
+    }
+
+    /// Is the cgroup with this id this one or one above it?
+    pub(super) fn is_covered_by(&self, id: u64) -> bool {
+        self.path.ancestors().any(|path| fs::metadata(path).is_ok_and(|metadata| metadata.ino() == id))
     }
 }
 

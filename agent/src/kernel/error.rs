@@ -37,6 +37,12 @@ pub enum KernelError {
         "connections cannot be redirected to {0}: name an address that can be connected to, such as the loopback address"
     )]
     BadRedirect(SocketAddr),
+    #[error(
+        "the agent with pid {pid} intercepts this process, and would be intercepted in {cgroup} itself: the two would send \
+         every connection back and forth for ever; stop it first, name another cgroup, \
+         or let their policies include different destinations"
+    )]
+    Rival { pid: u32, cgroup: PathBuf },
     #[error("the interception policy cannot be put into the kernel")]
     Policy(#[from] PolicyError),
     #[error("the kernel refused the programs of this build")]

@@ -16,7 +16,7 @@ use waylay_common::{
 };
 
 pub use super::sockets::SocketRow;
-use super::{KernelError, Process, clock, exempt, load, maps, sockets};
+use super::{KernelError, Process, clock, exempt, load, maps, policy::Node, sockets};
 
 /// One instance of waylay in the kernel: its programs and maps, whoever holds them.
 #[derive(Debug)]
@@ -230,10 +230,7 @@ impl Instance {
     /// # Errors
     /// As [`Self::status`].
     pub fn policy(&self) -> Result<Vec<PolicyRow>, KernelError> {
-        let switches: maps::Switches = self.open_checked(maps::name::SWITCHES)?;
-        let trie: maps::Trie = self.open_checked(maps::name::POLICY)?;
-        let generation = maps::read_switch(&switches, Switch::Generation)? as u32;
-        let mut nodes = maps::read_generation(&trie, generation)?;
+        let mut nodes = self.policy_nodes()?;
         nodes.sort_by_key(|node| node.prefix);
         Ok(nodes
             .into_iter()
@@ -243,6 +240,13 @@ impl Instance {
                 exclude: ports(&node.rules, |rules| &rules.exclude),
             })
             .collect())
+    }
+
+    /// The policy in force, as the hooks read it.
+    pub(super) fn policy_nodes(&self) -> Result<Vec<Node>, KernelError> {
+        let switches: maps::Switches = self.open_checked(maps::name::SWITCHES)?;
+        let trie: maps::Trie = self.open_checked(maps::name::POLICY)?;
+        maps::read_generation(&trie, maps::read_switch(&switches, Switch::Generation)? as u32)
     }
 
     /// # Errors

@@ -26,6 +26,7 @@ use super::{
     maps,
     pins::PinDir,
     policy::{Compiled, Policy},
+    rival,
 };
 
 /// Beats between two looks for what other instances have left behind: about five seconds.
@@ -98,6 +99,7 @@ impl Interception {
 
         let mut loaded = Loaded::new(options.handover_entries)?;
         let instance = write_settings(&loaded, options, cgroup.id())?;
+        rival::check(&cgroup, &own, &compiled, (instance, netns_cookie))?;
         let kernel = Kernel::new(&loaded, instance, netns_cookie)?;
         let mut policy = maps::typed(maps::name::POLICY, loaded.map(maps::name::POLICY)?)?;
         maps::write_generation(&mut policy, &compiled, 0, 1)?;

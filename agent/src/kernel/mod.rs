@@ -29,6 +29,7 @@ mod log;
 mod maps;
 mod pins;
 pub mod policy;
+mod rival;
 mod sockets;
 
 use std::time::Duration;

@@ -84,6 +84,11 @@ impl Prefix {
         V4_ROOT.contains(self)
     }
 
+    fn shortened(&self, len: u32) -> Self {
+        let bits = if len == 0 { 0 } else { self.bits >> (128 - len) << (128 - len) };
+        Self { bits, len }
+    }
+
     fn contains(&self, other: &Self) -> bool {
         self.len <= other.len && (self.len == 0 || (self.bits ^ other.bits) >> (128 - self.len) == 0)
     }
@@ -235,6 +240,26 @@ fn slots(
         *slot = PortRange { first: *range.start(), last: *range.end() };
     }
     Ok(slots)
+}
+
+/// Is there a destination that both policies would redirect?
+pub(super) fn overlap(ours: &[Node], theirs: &[Node]) -> bool {
+    meets_within(ours, theirs) || meets_within(theirs, ours)
+}
+
+/// Where a node of `some` meets what `others` say of the same addresses: the longest prefix of them around it.
+fn meets_within(some: &[Node], others: &[Node]) -> bool {
+    let others: BTreeMap<_, _> = others.iter().map(|node| (node.prefix, &node.rules)).collect();
+    some.iter().any(|node| {
+        let mut around = (0..=node.prefix.len).rev().map(|len| node.prefix.shortened(len));
+        around.find_map(|prefix| others.get(&prefix)).is_some_and(|rules| meet(&node.rules, rules))
+    })
+}
+
+fn meet(a: &PortRules, b: &PortRules) -> bool {
+    let starts = a.include.iter().chain(&b.include).map(|range| range.first);
+    let after = a.exclude.iter().chain(&b.exclude).filter_map(|range| range.last.checked_add(1));
+    starts.chain(after).any(|port| [a, b].iter().all(|rules| rules.includes(port) && !rules.excludes(port)))
 }
 
 /// Is there a port that is included and not excluded? It is enough to look where a range begins or just after one ends.

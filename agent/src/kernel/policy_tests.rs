@@ -161,3 +161,29 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn policies_overlap_where_both_redirect_the_same_destination() {
+    let rule = |cidr: Option<&str>, ports: &[u16]| Rule {
+        cidr: cidr.map(|cidr| cidr.parse().unwrap()),
+        ports: ports.iter().map(|port| *port..=*port).collect(),
+    };
+    let all = || Policy::default();
+    let only = |rule: Rule| Policy { include: vec![rule], exclude: vec![] };
+    let not = |rule: Rule| Policy { include: vec![], exclude: vec![rule] };
+    let ten = Some("10.0.0.0/8");
+    for (a, b, expected) in [
+        (all(), all(), true),
+        (all(), only(rule(ten, &[80])), true),
+        (only(rule(None, &[80])), only(rule(None, &[443])), false),
+        (only(rule(ten, &[])), only(rule(Some("10.1.0.0/16"), &[80])), true),
+        (only(rule(ten, &[])), only(rule(Some("11.0.0.0/8"), &[])), false),
+        (only(rule(ten, &[])), only(rule(Some("::/0"), &[])), false),
+        (not(rule(ten, &[])), only(rule(ten, &[])), false),
+        (not(rule(ten, &[80])), only(rule(ten, &[80, 81])), true),
+    ] {
+        let (a, b) = (Compiled::new(&a).unwrap(), Compiled::new(&b).unwrap());
+        assert_eq!(overlap(a.nodes(), b.nodes()), expected, "{a:?} {b:?}");
+        assert_eq!(overlap(b.nodes(), a.nodes()), expected, "{b:?} {a:?}");
+    }
+}
