@@ -87,6 +87,20 @@ fn draining_finishes_what_is_open_and_takes_nothing_new() {
 }
 
 #[test]
+fn what_the_drain_deadline_cuts_short_is_reset_at_the_endpoint_too() {
+    let origin = TcpOrigin::new();
+    let setup = Setup { drain_timeout: Duration::from_millis(50), ..Setup::of(Site::to(&[origin.address])) };
+    let agent = AgentUnderTest::start(setup);
+    let mut client = agent.connect();
+    client.write_all(b"half").expect("write");
+    let mut server = origin.accept();
+    assert_eq!(read_exactly(&mut server, 4), b"half");
+    agent.running.stop().expect("stop");
+    assert!(is_reset(&mut server), "half of what the client sends looks like all of it");
+    assert!(is_reset(&mut client));
+}
+
+#[test]
 fn what_outlasts_the_drain_deadline_is_reset_and_recorded() {
     let setup = Setup { drain_timeout: Duration::from_millis(200), ..Setup::of(Site::to(&[echo(b"")])) };
     let agent = AgentUnderTest::start(setup);

@@ -119,11 +119,23 @@ async fn proxy(
         cluster.stats.upstream_cx_rx_bytes_total.add(moved.from_endpoint);
     };
     let limits = Limits { idle: tcp.idle_timeout, deadline };
-    if let Some((flags, details)) = ended(pump::run(client, &upstream.stream, worker, limits, account).await) {
+    let cut_short = CutShort(&upstream.stream);
+    let end = pump::run(client, &upstream.stream, worker, limits, account).await;
+    std::mem::forget(cut_short);
+    if let Some((flags, details)) = ended(end) {
         record.flags.insert(flags);
         record.details = Some(details.to_owned());
     }
     Ok(())
+}
+
+/// Dropped with the pump when the agent ends: the endpoint must not take half of what the client sends for all of it.
+struct CutShort<'a>(&'a TcpStream);
+
+impl Drop for CutShort<'_> {
+    fn drop(&mut self) {
+        reset_on_drop(self.0);
+    }
 }
 
 fn ended(end: End) -> Option<(ResponseFlags, &'static str)> {
