@@ -8,6 +8,7 @@ use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -69,10 +70,13 @@ pub struct Connection {
     lingers: Cell<bool>,
     cut_off: Cell<bool>,
     closing: Cell<bool>,
+    stalled: Cell<bool>,
+    patience: Cell<Option<Duration>>,
 }
 
 impl Connection {
     fn new(context: ConnectionContext, manager: Arc<HttpConnectionManager>, worker: Rc<Worker>) -> Self {
+        let patience = Cell::new(manager.stream_idle_timeout);
         Self {
             info: context.info,
             snapshot: context.snapshot,
@@ -88,6 +92,8 @@ impl Connection {
             lingers: Cell::new(false),
             cut_off: Cell::new(false),
             closing: Cell::new(false),
+            stalled: Cell::new(false),
+            patience,
         }
     }
 
@@ -128,6 +134,7 @@ impl Connection {
     /// The connection is given to `tunnel` when the codec is done with it.
     pub fn prepare_tunnel(&self, tunnel: Tunnel) {
         self.manager.stats.downstream_cx_upgrades_total.inc();
+        self.wire.stay_open(true);
         *self.tunnel.borrow_mut() = Some(tunnel);
     }
 
@@ -144,6 +151,39 @@ impl Connection {
     /// Whether the agent is closing everything.
     pub fn is_closing(&self) -> bool {
         self.closing.get()
+    }
+
+    /// How long the client may take nothing of a response, by the route of the request. Of several at once the most
+    /// patient counts.
+    pub fn wait_for_reader(&self, limit: Option<Duration>) {
+        let others = if self.active.get() > 1 { self.patience.get() } else { limit };
+        self.patience.set(limit.zip(others).map(|(one, other)| one.max(other)));
+    }
+
+    /// Whether the connection is given up because the client does not read.
+    pub fn is_stalled(&self) -> bool {
+        self.stalled.get()
+    }
+
+    /// Resolves when there is no point in waiting for the client any longer.
+    async fn abandoned(&self) {
+        let silent = async {
+            self.idle().await;
+            // The codec has been told to end; an HTTP/2 client has to agree, and may never do so.
+            loop {
+                tokio::time::sleep(LINGER).await;
+                if self.active.get() == 0 && !self.wire.is_blocked() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = self.wire.blocks(|| self.patience.get()) => {
+                self.stalled.set(true);
+                self.note(ResponseFlags::STREAM_IDLE_TIMEOUT, "stream_idle_timeout");
+            }
+            () = silent => {}
+        }
     }
 
     /// Resolves when no request was in flight for the idle timeout.
@@ -279,11 +319,16 @@ async fn serve_http1(connection: &Rc<Connection>, stream: TcpStream, first: Byte
         .max_headers(limits.max_headers)
         .max_buf_size(limits.max_bytes.max(64 * 1024) + 64 * 1024)
         .serve_connection(TokioIo::new(gate), service);
-    let result = run(connection, &mut codec, |codec| codec.graceful_shutdown()).await;
+    // hyper calls itself done after a request that asked for an upgrade, granted or not, with bytes still to be written.
+    let written_out = || connection.wire.is_shut();
+    let result = run(connection, &mut codec, |codec| codec.graceful_shutdown(), written_out).await;
     let parts = codec.into_parts();
     let gate = parts.io.into_inner();
     match result {
-        Ok(()) => {
+        None => {
+            let _ = gate.into_parts().0.set_zero_linger();
+        }
+        Some(Ok(())) => {
             let tunnel = connection.tunnel.borrow_mut().take();
             if let Some(tunnel) = tunnel {
                 carry(connection, gate, parts.read_buf.into(), tunnel).await;
@@ -291,7 +336,7 @@ async fn serve_http1(connection: &Rc<Connection>, stream: TcpStream, first: Byte
                 linger(gate).await;
             }
         }
-        Err(error) => {
+        Some(Err(error)) => {
             note_error(connection, &error);
             if connection.cut_off.get() {
                 let _ = gate.into_parts().0.set_zero_linger();
@@ -312,17 +357,20 @@ async fn serve_http2(connection: &Rc<Connection>, stream: TcpStream, first: Byte
         .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
         .max_header_list_size(manager.max_request_headers_kb * 1024 + HEADER_LIST_SLACK)
         .serve_connection(TokioIo::new(gate), service);
-    if let Err(error) = run(connection, &mut codec, |codec| codec.graceful_shutdown()).await {
+    let result = run(connection, &mut codec, |codec| codec.graceful_shutdown(), || true).await;
+    if let Some(Err(error)) = result {
         note_error(connection, &error);
     }
 }
 
-/// Drives the codec to its end; tells it to come to one when the agent drains or the connection is idle.
+/// Drives the codec to its end; tells it to come to one when the agent drains or the connection is idle. `None` when the
+/// client kept it from coming to one. A codec that ends before it is `done` is driven on.
 async fn run<C: Future<Output = hyper::Result<()>> + Unpin>(
     connection: &Connection,
     codec: &mut C,
     finish: impl Fn(Pin<&mut C>),
-) -> hyper::Result<()> {
+    done: impl Fn() -> bool,
+) -> Option<hyper::Result<()>> {
     let drain = connection.worker.shared.drain.clone();
     let mut end = std::pin::pin!(async {
         tokio::select! {
@@ -331,6 +379,7 @@ async fn run<C: Future<Output = hyper::Result<()>> + Unpin>(
         }
     });
     let mut heads = std::pin::pin!(connection.watch_heads());
+    let mut abandoned = std::pin::pin!(connection.abandoned());
     let mut ending = false;
     poll_fn(|cx| {
         if !ending && end.as_mut().poll(cx).is_ready() {
@@ -338,7 +387,14 @@ async fn run<C: Future<Output = hyper::Result<()>> + Unpin>(
             finish(Pin::new(codec));
         }
         let _ = heads.as_mut().poll(cx);
-        Pin::new(&mut *codec).poll(cx)
+        if abandoned.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(None);
+        }
+        let mut result = ready!(Pin::new(&mut *codec).poll(cx));
+        if result.is_ok() && !done() {
+            result = ready!(Pin::new(&mut *codec).poll(cx));
+        }
+        Poll::Ready(Some(result))
     })
     .await
 }
@@ -362,6 +418,7 @@ async fn carry(connection: &Connection, gate: Gate<TcpStream>, first: BytesMut, 
     let (stream, held) = gate.into_parts();
     let mut first = first;
     first.extend_from_slice(&held);
+    connection.wire.stay_open(false);
     let gate = Gate::open(stream, BytesMut::new(), connection.wire.clone());
     tunnel.run(gate, first.freeze()).await;
 }

@@ -122,6 +122,9 @@ impl Exchange {
         }
         let (flags, details) = if self.connection.is_closing() {
             (ResponseFlags::LOCAL_RESET, "drain_timeout")
+        } else if self.connection.is_stalled() {
+            self.connection.manager.stats.downstream_rq_idle_timeout.inc();
+            (ResponseFlags::STREAM_IDLE_TIMEOUT, "stream_idle_timeout")
         } else {
             (ResponseFlags::DOWNSTREAM_TERMINATION, "downstream_remote_disconnect")
         };

@@ -55,6 +55,13 @@ pub struct Wire {
     broken: Cell<bool>,
     head_since: Cell<Option<Instant>>,
     head_begun: Notify,
+    /// The client has taken nothing since.
+    blocked_since: Cell<Option<Instant>>,
+    blocked: Notify,
+    /// The codec has written out all that it had.
+    shut: Cell<bool>,
+    /// The socket outlives the codec.
+    stays_open: Cell<bool>,
 }
 
 impl Wire {
@@ -63,9 +70,9 @@ impl Wire {
         self.verdicts.borrow_mut().pop_front().flatten()
     }
 
-    /// The upgrade came to nothing: requests follow.
+    /// A request ended. If it was the one that asked for an upgrade, that came to nothing: requests follow.
     pub fn resume(&self) {
-        if self.held.replace(false) {
+        if self.verdicts.borrow().is_empty() && self.held.replace(false) {
             self.wake();
         }
     }
@@ -90,6 +97,32 @@ impl Wire {
                 Some(since) => tokio::time::sleep_until(since + limit).await,
             }
         }
+    }
+
+    /// Resolves when the client has taken nothing for as long as `limit` says of what was there for it.
+    pub async fn blocks(&self, limit: impl Fn() -> Option<std::time::Duration>) {
+        loop {
+            match self.blocked_since.get().zip(limit()) {
+                None => self.blocked.notified().await,
+                Some((since, limit)) if since.elapsed() >= limit => return,
+                Some((since, limit)) => tokio::time::sleep_until(since + limit).await,
+            }
+        }
+    }
+
+    /// Whether the client could take no more.
+    pub fn is_blocked(&self) -> bool {
+        self.blocked_since.get().is_some()
+    }
+
+    /// Whether the codec has written out all that it had, and closed its side.
+    pub fn is_shut(&self) -> bool {
+        self.shut.get()
+    }
+
+    /// Whether the socket is kept when the codec closes its side.
+    pub fn stay_open(&self, stays: bool) {
+        self.stays_open.set(stays);
     }
 
     fn wake(&self) {
@@ -331,8 +364,16 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gate<S> {
 
 impl<S: AsyncWrite + Unpin> Gate<S> {
     fn wrote(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(Ok(sent)) = polled {
-            self.wire.sent.set(self.wire.sent.get() + sent as u64);
+        match polled {
+            Poll::Ready(Ok(sent)) => {
+                self.wire.sent.set(self.wire.sent.get() + sent as u64);
+                self.wire.blocked_since.set(None);
+            }
+            Poll::Pending if !self.wire.is_blocked() => {
+                self.wire.blocked_since.set(Some(Instant::now()));
+                self.wire.blocked.notify_one();
+            }
+            _ => {}
         }
         polled
     }
@@ -362,7 +403,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gate<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        if !self.wire.stays_open.get() {
+            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+        }
+        self.wire.shut.set(true);
+        Poll::Ready(Ok(()))
     }
 }
 

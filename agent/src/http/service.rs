@@ -186,6 +186,7 @@ fn clock(exchange: &Exchange, action: &RouteAction) -> Clock {
     clock.route = action.timeout;
     clock.idle = action.idle_timeout.unwrap_or(manager.stream_idle_timeout);
     clock.request = manager.request_timeout;
+    exchange.connection.wait_for_reader(clock.idle);
     clock
 }
 

@@ -1,6 +1,7 @@
 //! The HTTP data path over real loopback sockets: bytes, records and statistics.
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+mod adversity;
 mod basics;
 mod bodies;
 mod failures;
