@@ -47,7 +47,7 @@ pub enum FailureKind {
     ConnectTimeout,
     /// A circuit breaker refused.
     Overflow,
-    /// The connection was gone before anything was sent.
+    /// The connection was gone, or going, before the endpoint looked at the request.
     NotSent,
     /// The connection ended before the response's headers.
     Terminated,
@@ -380,7 +380,9 @@ fn failure_kind(error: &hyper::Error) -> FailureKind {
             FailureKind::RefusedStream
         }
         Some(error) if error.is_remote() && error.is_reset() => FailureKind::RemoteReset,
-        Some(error) if error.is_io() || error.is_go_away() && error.is_remote() => FailureKind::Terminated,
+        // Only streams behind the last one that the endpoint looked at end in this way (RFC 9113 section 6.8).
+        Some(error) if error.is_go_away() && error.is_remote() => FailureKind::NotSent,
+        Some(error) if error.is_io() => FailureKind::Terminated,
         Some(_) => FailureKind::Protocol,
         None => FailureKind::Terminated,
     }

@@ -208,3 +208,43 @@ fn what_follows_an_upgrade_behind_another_request_goes_into_the_tunnel_as_it_is(
         assert_eq!(String::from_utf8_lossy(&sent), "\u{1}\u{2} not http\r\n\r\n");
     });
 }
+
+/// Writes an HTTP/2 frame.
+async fn frame(stream: &mut TcpStream, kind: u8, flags: u8, id: u32, payload: &[u8]) {
+    let mut bytes = u32::try_from(payload.len()).unwrap().to_be_bytes()[1..].to_vec();
+    bytes.extend([kind, flags]);
+    bytes.extend(id.to_be_bytes());
+    bytes.extend(payload);
+    let _ = stream.write_all(&bytes).await;
+}
+
+#[test]
+fn a_request_that_an_endpoint_going_away_did_not_look_at_is_sent_again() {
+    local(async {
+        let address = origin(|number, mut stream| async move {
+            stream.read_exact(&mut [0; 24]).await.unwrap();
+            frame(&mut stream, 4, 0, 0, &[]).await;
+            let mut head = [0; 9];
+            while stream.read_exact(&mut head).await.is_ok() {
+                let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+                stream.read_exact(&mut vec![0; length]).await.unwrap();
+                let id = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+                match (head[3], number, id) {
+                    // GOAWAY: the last stream that was looked at is the first one.
+                    (1, 0, 3..) => frame(&mut stream, 7, 0, 0, &[0, 0, 0, 1, 0, 0, 0, 0]).await,
+                    // HEADERS, the last of the stream: `:status: 200`.
+                    (1, _, _) => frame(&mut stream, 1, 5, id, &[0x88]).await,
+                    _ => {}
+                }
+            }
+        })
+        .await;
+        let mut spoken = cluster("c", &[address]);
+        spoken.protocol = waylay::cluster::UpstreamProtocol::Http2;
+        let proxy = Proxy::new(manager(vec![row("/", Action::Route(Box::new(to(&Arc::new(spoken)))))]), &[]).await;
+        for method in ["GET", "POST", "GET"] {
+            let answer = proxy.raw(format!("{method} / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")).await;
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        }
+    });
+}
