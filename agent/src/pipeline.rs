@@ -16,11 +16,12 @@ use tokio::net::TcpStream;
 use crate::addr::{ClientAddr, OrigDstAddr};
 use crate::drain::Open;
 use crate::http::{self, ConnectionContext, HttpConnectionManager};
-use crate::kernel::Handover;
+use crate::kernel::Process;
 use crate::listener::chain::ConnectionFacts;
 use crate::listener::filter::Detected;
 use crate::listener::filter::peek::rearm;
-use crate::listener::{HandOff, Listener, NetworkFilter};
+use crate::listener::{HandOff, Listener, NetworkFilter, TrafficDirection};
+use crate::place::{Behalf, Place};
 use crate::snapshot::Snapshot;
 use crate::tcp::{self, proxy::Job, reset_on_drop};
 use crate::telemetry::ResponseFlags;
@@ -28,6 +29,7 @@ use crate::telemetry::metric::Active;
 use crate::telemetry::record::{ConnectionInfo, ConnectionRecord, Recording};
 use crate::telemetry::stats::ListenerStats;
 use crate::worker::Worker;
+use crate::workload::Workload;
 
 use detect::{Detection, Readiness};
 
@@ -43,6 +45,8 @@ pub struct Accepted {
     pub client: ClientAddr,
     /// Its own address.
     pub local: SocketAddr,
+    /// Where that socket lives.
+    pub place: Arc<Place>,
     /// The listener whose socket accepted it.
     pub listener: Arc<Listener>,
     /// The configuration it keeps for its life.
@@ -68,12 +72,18 @@ impl Refusal {
 pub async fn serve(accepted: Accepted, worker: Rc<Worker>) {
     let mut record = Recording::new(accepted.record(&worker), worker.shared.records.clone());
     let _total = Active::new(&worker.shared.runtime.stats.server.total_connections);
-    let handover = tokio::select! {
-        handover = resolve(&accepted, &worker) => handover,
-        () = worker.shared.drain.closing() => Err(Refusal::new(ResponseFlags::LOCAL_RESET, "drain deadline")),
+    let mut behalf = accepted.behalf();
+    let arrival = tokio::select! {
+        arrival = resolve(&accepted, &worker) => arrival,
+        reason = behalf.cut(&worker.shared.drain) => Err(Refusal::new(ResponseFlags::LOCAL_RESET, reason)),
     };
-    let served = match handover {
-        Ok(handover) => route(accepted, handover, &mut record, &worker).await,
+    let served = match arrival {
+        Ok(arrival) => {
+            behalf.original_dst = arrival.original_dst;
+            record.info.original_dst = arrival.original_dst;
+            record.info.process = arrival.process;
+            route(accepted, &behalf, &mut record, &worker).await
+        }
         Err(refusal) => {
             reset_on_drop(&accepted.stream);
             Err(refusal)
@@ -85,7 +95,27 @@ pub async fn serve(accepted: Accepted, worker: Rc<Worker>) {
     }
 }
 
+/// How a connection came to the agent.
+struct Arrival {
+    /// Where it was going; `None` on a listener that is addressed directly.
+    original_dst: Option<OrigDstAddr>,
+    /// Who connected, when the kernel knows.
+    process: Option<Arc<Process>>,
+}
+
 impl Accepted {
+    fn behalf(&self) -> Behalf {
+        Behalf { place: self.place.clone(), direction: self.listener.direction, original_dst: None }
+    }
+
+    /// Outbound, whoever owns the namespace connected. Inbound, it is whoever has the client's address on this node.
+    fn source_pod(&self, worker: &Worker) -> Option<Arc<Workload>> {
+        match self.listener.direction {
+            TrafficDirection::Outbound => self.place.workload(),
+            TrafficDirection::Inbound => worker.shared.workloads.load().at(self.client.ip()).cloned(),
+        }
+    }
+
     fn record(&self, worker: &Worker) -> ConnectionRecord {
         ConnectionRecord {
             info: ConnectionInfo {
@@ -93,6 +123,9 @@ impl Accepted {
                 client: self.client,
                 local: self.local,
                 original_dst: None,
+                direction: self.listener.direction,
+                pod: self.place.workload(),
+                source_pod: self.source_pod(worker),
                 process: None,
                 listener: Some(self.listener.name.clone()),
                 filter_chain: None,
@@ -113,11 +146,27 @@ impl Accepted {
     }
 }
 
-/// Where the connection was going before the kernel redirected it; `None` on a listener that is addressed directly.
-async fn resolve(accepted: &Accepted, worker: &Worker) -> Result<Option<Handover>, Refusal> {
-    if accepted.listener.hand_off == HandOff::Stay {
-        return Ok(None);
+/// Where the connection was going before the kernel took it.
+async fn resolve(accepted: &Accepted, worker: &Worker) -> Result<Arrival, Refusal> {
+    match (accepted.listener.direction, accepted.listener.hand_off) {
+        (TrafficDirection::Inbound, _) => arrived(accepted, worker),
+        (TrafficDirection::Outbound, HandOff::ByOriginalDst) => redirected(accepted, worker).await,
+        (TrafficDirection::Outbound, HandOff::Stay) => Ok(Arrival { original_dst: None, process: None }),
     }
+}
+
+/// The kernel gave it to another listening socket than the one it was for, and left its addresses alone.
+fn arrived(accepted: &Accepted, worker: &Worker) -> Result<Arrival, Refusal> {
+    let local = crate::addr::canonical(accepted.local);
+    if worker.shared.own_listeners.load().contains(local) {
+        accepted.listener.stats.downstream_cx_no_original_dst.inc();
+        return Err(Refusal::new(ResponseFlags::NONE, "it was for the agent itself: the kernel had not taken it"));
+    }
+    Ok(Arrival { original_dst: Some(OrigDstAddr::new(local)), process: None })
+}
+
+/// The kernel redirected it, and handed over where it was going.
+async fn redirected(accepted: &Accepted, worker: &Worker) -> Result<Arrival, Refusal> {
     let stats = &accepted.listener.stats;
     let handover = match worker.shared.kernel_attached().await {
         Some(kernel) => kernel.handover(&accepted.stream).unwrap_or_else(|error| {
@@ -136,28 +185,26 @@ async fn resolve(accepted: &Accepted, worker: &Worker) -> Result<Option<Handover
         let details = format!("{} is one of the agent's own listeners", handover.original_dst);
         return Err(Refusal::new(ResponseFlags::NONE, details));
     }
-    Ok(Some(handover))
+    let original_dst = Some(OrigDstAddr::new(handover.original_dst));
+    Ok(Arrival { original_dst, process: Some(Arc::new(handover.process)) })
 }
 
 /// From the original destination to the end: listener, filter chain, network filter.
 async fn route(
     accepted: Accepted,
-    handover: Option<Handover>,
+    behalf: &Behalf,
     record: &mut Recording<ConnectionRecord>,
     worker: &Rc<Worker>,
 ) -> Result<(), Refusal> {
-    let Accepted { stream, client, local, listener: accepting, snapshot, open: _open } = accepted;
-    let original_dst = handover.as_ref().map(|handover| OrigDstAddr::new(handover.original_dst));
-    record.info.original_dst = original_dst;
-    record.info.process = handover.map(|handover| Arc::new(handover.process));
-    let destination = original_dst.unwrap_or_else(|| OrigDstAddr::new(local));
+    let Accepted { stream, client, local, listener: accepting, snapshot, open: _open, place: _ } = accepted;
+    let destination = behalf.original_dst.unwrap_or_else(|| OrigDstAddr::new(local));
     let (listener, _) = snapshot.listeners.dispatch(&accepting, destination);
     record.info.listener = Some(listener.name.clone());
     let _counted = Counted::new(&listener.stats);
 
     let mut facts = ConnectionFacts::raw(destination, client);
     let Detection { findings, early, server_first, readiness } =
-        match detect::detect(&stream, listener, &facts, original_dst, worker).await {
+        match detect::detect(&stream, listener, &facts, behalf, worker).await {
             Ok(detection) => detection,
             Err(ended) => {
                 reset_on_drop(&stream);
@@ -184,13 +231,14 @@ async fn route(
     match &chain.filter {
         NetworkFilter::Tcp(tcp) => {
             let early = early.filter(|early| early.serves(chain));
-            let job = Job { tcp, original_dst, early, stats: &listener.stats };
+            let job = Job { tcp, behalf, early, stats: &listener.stats };
             tcp::proxy::serve(stream, job, record, worker).await;
         }
         NetworkFilter::Http(manager) => {
             drop(early);
             let context = ConnectionContext {
                 info: record.info.clone(),
+                behalf: behalf.clone(),
                 snapshot: snapshot.clone(),
                 detected: findings.detected,
             };
@@ -209,13 +257,15 @@ async fn http(
     record: &mut ConnectionRecord,
     worker: &Rc<Worker>,
 ) -> Result<(), Refusal> {
-    let closing = async {
-        worker.shared.drain.closing().await;
+    let behalf = context.behalf.clone();
+    let cut = async {
+        let reason = behalf.cut(&worker.shared.drain).await;
         tokio::time::sleep(HTTP_CLOSE_GRACE).await;
+        reason
     };
     let end = tokio::select! {
         end = http::connection::serve(stream, context, manager.clone(), worker.clone()) => end,
-        () = closing => return Err(Refusal::new(ResponseFlags::LOCAL_RESET, "drain deadline")),
+        reason = cut => return Err(Refusal::new(ResponseFlags::LOCAL_RESET, reason)),
     };
     stats.downstream_cx_rx_bytes_total.add(end.bytes_received);
     stats.downstream_cx_tx_bytes_total.add(end.bytes_sent);

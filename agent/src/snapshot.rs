@@ -17,6 +17,7 @@ use crate::http::route::RouteConfig;
 use crate::kernel::{OnAgentLoss, Policy};
 use crate::listener::dispatch::Listeners;
 use crate::telemetry::stats::Registry;
+use crate::workload::{Selector, WorkloadMatch};
 
 /// One configuration, resolved.
 #[derive(Debug)]
@@ -57,14 +58,80 @@ pub struct Origin {
 pub struct Intercept {
     /// Below the cgroup2 mount, beginning with `/`.
     pub cgroup: PathBuf,
+    /// Whether the agent's own network namespace takes part.
+    pub host: bool,
+    /// Whose connections; empty: those of all processes in the control group.
+    pub processes: Vec<ProcessRule>,
     /// Which destinations.
-    pub policy: Policy,
+    pub outbound: Policy,
+    /// What of that which arrives; `None`: nothing.
+    pub inbound: Option<Inbound>,
+    /// Pods and containers; `None`: none.
+    pub pods: Option<Pods>,
     /// Who receives them.
     pub redirect: Redirect,
     /// What connects meet when the agent hangs.
     pub on_agent_loss: OnAgentLoss,
     /// How many handshakes may be under way at once.
     pub handover_entries: u32,
+}
+
+/// Processes: all that is given must hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProcessRule {
+    /// Its user id.
+    pub uid: Option<u32>,
+    /// Its name, at most 15 bytes.
+    pub comm: Option<String>,
+    /// Its id, as the agent sees it.
+    pub pid: Option<u32>,
+    /// The systemd unit that it belongs to.
+    pub unit: Option<String>,
+    /// The control group that it is in or below, below the cgroup2 mount.
+    pub cgroup: Option<PathBuf>,
+}
+
+/// What is taken of that which arrives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inbound {
+    /// By the client's address and the local port.
+    pub policy: Policy,
+    /// What comes from this node itself.
+    pub from_node: FromNode,
+}
+
+/// Connections from this node's own addresses, such as the kubelet's probes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FromNode {
+    /// They reach the application as if there were no agent.
+    #[default]
+    Pass,
+    /// They are taken as any other.
+    Intercept,
+}
+
+/// Which pods and containers are enrolled, and how they are found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pods {
+    /// Runtimes as configured; empty: those whose usual socket is there.
+    pub runtimes: Vec<String>,
+    /// Between two looks, where a runtime tells of no changes itself.
+    pub poll_interval: Duration,
+    /// Any of these.
+    pub select: Vec<Selector>,
+    /// The first that matches replaces the policies of all others.
+    pub policies: Vec<PodPolicy>,
+}
+
+/// What is taken from and for some pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodPolicy {
+    /// Which.
+    pub source_pod: WorkloadMatch,
+    /// In place of the general one.
+    pub outbound: Option<Policy>,
+    /// In place of the general one.
+    pub inbound: Option<Policy>,
 }
 
 /// Who receives what is intercepted.

@@ -18,8 +18,10 @@ use crate::cluster::balance::Balance;
 use crate::drain::Drain;
 use crate::http::pool::Pools;
 use crate::kernel::Kernel;
+use crate::place::Place;
 use crate::snapshot::{Runtime, Snapshot};
 use crate::telemetry::record::RecordSink;
+use crate::workload::Workloads;
 
 /// How often a worker proves that its loop turns.
 pub const TICK_INTERVAL: Duration = Duration::from_millis(100);
@@ -46,6 +48,10 @@ pub struct Shared {
     pub next_connection_id: AtomicU64,
     /// Addresses of the agent's own listening sockets, as bound.
     pub own_listeners: ArcSwap<OwnListeners>,
+    /// The agent's own namespace.
+    pub host: Arc<Place>,
+    /// Pods and containers of this node.
+    pub workloads: ArcSwap<Workloads>,
     /// Why the last reload was refused; `None` when it was not.
     pub reload_failure: ArcSwapOption<ReloadFailure>,
     /// When the agent started.
@@ -120,6 +126,8 @@ impl Shared {
             drain,
             next_connection_id: AtomicU64::new(1),
             own_listeners: ArcSwap::default(),
+            host: Place::host(),
+            workloads: ArcSwap::default(),
             reload_failure: ArcSwapOption::empty(),
             started_at: SystemTime::now(),
             kernel: SetOnce::new(),

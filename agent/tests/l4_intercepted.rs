@@ -51,7 +51,11 @@ fn intercepting(cgroup: &Cgroup, sites: Vec<Site>) -> Setup {
     let policy = Policy { include: Vec::new(), exclude: vec![Rule { cidr: None, ports: vec![22..=22] }] };
     let intercept = Intercept {
         cgroup: below,
-        policy,
+        host: true,
+        processes: Vec::new(),
+        outbound: policy,
+        inbound: None,
+        pods: None,
         redirect: Redirect::Listeners,
         on_agent_loss: OnAgentLoss::Allow,
         handover_entries: HANDOVER_ENTRIES,
@@ -95,7 +99,7 @@ fn a_reload_changes_what_is_intercepted() {
     assert_eq!(cgroup.read_from("127.77.0.1", 80), "outbound");
     agent.change(|setup| {
         let intercept = setup.intercept.as_mut().expect("intercept");
-        intercept.policy.exclude = vec![Rule { cidr: None, ports: vec![80..=80] }];
+        intercept.outbound.exclude = vec![Rule { cidr: None, ports: vec![80..=80] }];
     });
     assert_eq!(agent.reload(), Ok(2));
     assert_eq!(cgroup.read_from("127.77.0.1", 80), "ConnectionRefusedError");

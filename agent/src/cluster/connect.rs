@@ -8,7 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::Cluster;
@@ -16,6 +16,7 @@ use super::breaker::Permit;
 use super::endpoint::Endpoint;
 use crate::addr::EndpointAddr;
 use crate::kernel::Kernel;
+use crate::place::Behalf;
 use crate::telemetry::flags::ResponseFlags;
 use crate::worker::Worker;
 
@@ -117,12 +118,13 @@ impl Drop for OpenUpstream {
     }
 }
 
-/// Connects to `endpoint` within the cluster's connect_timeout.
+/// Connects to `endpoint` from the place of whom it is done for, within the cluster's connect_timeout.
 ///
 /// # Errors
 /// When the circuit breaker refuses, the endpoint does, or the time is up; each is counted.
 pub async fn connect(
     worker: &Worker,
+    behalf: &Behalf,
     cluster: &Arc<Cluster>,
     endpoint: &Arc<Endpoint>,
 ) -> Result<Upstream, ConnectError> {
@@ -132,7 +134,7 @@ pub async fn connect(
     let started = Instant::now();
     let address = endpoint.address;
     let kernel = worker.shared.kernel_attached().await;
-    let connecting = open(kernel, address.socket());
+    let connecting = open(kernel, behalf, address.socket());
     let error = match tokio::time::timeout(cluster.connect_timeout, connecting).await {
         Ok(Ok(stream)) => {
             cluster.stats.upstream_cx_connect_time.observe(started.elapsed());
@@ -155,14 +157,11 @@ pub async fn connect(
 /// # Errors
 /// What `socket(2)` and `connect(2)` say. A stamp that fails is an error too: unstamped, the connection would come
 /// back to the agent.
-pub async fn open(kernel: Option<&Kernel>, address: SocketAddr) -> io::Result<TcpStream> {
-    let socket = match address {
-        SocketAddr::V4(_) => TcpSocket::new_v4()?,
-        SocketAddr::V6(_) => TcpSocket::new_v6()?,
-    };
+pub async fn open(kernel: Option<&Kernel>, behalf: &Behalf, address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = behalf.place.socket(address).await?;
     socket.set_nodelay(true)?;
     if let Some(kernel) = kernel {
-        kernel.stamp_bypass(&socket).map_err(io::Error::other)?;
+        kernel.stamp(&socket, behalf.direction).map_err(io::Error::other)?;
     }
     socket.connect(address).await
 }
@@ -187,7 +186,7 @@ mod tests {
             let endpoint = endpoint(listener.local_addr().expect("address"));
             let cluster = Arc::new(cluster("a"));
             let worker = Worker::new(0, shared(vec![cluster.clone()]));
-            let mut upstream = connect(&worker, &cluster, &endpoint).await.expect("connection");
+            let mut upstream = connect(&worker, &Behalf::agent(), &cluster, &endpoint).await.expect("connection");
             assert!(upstream.stream.nodelay().expect("option"));
             let (mut accepted, _) = listener.accept().await.expect("accept");
             accepted.write_all(b"hello").await.expect("write");
@@ -211,7 +210,7 @@ mod tests {
         drop(listener);
         let cluster = Arc::new(cluster("a"));
         let worker = Worker::new(0, shared(vec![cluster.clone()]));
-        let error = connect(&worker, &cluster, &endpoint).await.expect_err("refused");
+        let error = connect(&worker, &Behalf::agent(), &cluster, &endpoint).await.expect_err("refused");
         assert_eq!(error.reset_reason(), "remote connection failure");
         assert_eq!(error.transport_failure_reason().as_deref(), Some("delayed connect error: connection refused"));
         assert_eq!(error.flags().to_string(), "UF");
@@ -223,18 +222,20 @@ mod tests {
     #[tokio::test]
     async fn an_endpoint_that_does_not_answer_is_given_up_after_connect_timeout() {
         // A full accept queue drops SYNs: nobody accepts here.
-        let socket = TcpSocket::new_v4().expect("socket");
+        let socket = tokio::net::TcpSocket::new_v4().expect("socket");
         socket.bind("127.0.0.1:0".parse().expect("address")).expect("bind");
         let listener = socket.listen(1).expect("listen");
         let address = listener.local_addr().expect("address");
         let mut filling = Vec::new();
-        while let Ok(Ok(stream)) = tokio::time::timeout(Duration::from_millis(200), open(None, address)).await {
+        while let Ok(Ok(stream)) =
+            tokio::time::timeout(Duration::from_millis(200), open(None, &Behalf::agent(), address)).await
+        {
             filling.push(stream);
         }
         let endpoint = endpoint(address);
         let cluster = Arc::new(Cluster { connect_timeout: Duration::from_millis(100), ..cluster("a") });
         let worker = Worker::new(0, shared(vec![cluster.clone()]));
-        let error = connect(&worker, &cluster, &endpoint).await.expect_err("timeout");
+        let error = connect(&worker, &Behalf::agent(), &cluster, &endpoint).await.expect_err("timeout");
         assert_eq!((error.reset_reason(), error.flags().to_string().as_str()), ("connection timeout", "UF"));
         assert_eq!(cluster.stats.upstream_cx_connect_timeout.value(), 1);
         assert_eq!(cluster.stats.upstream_cx_connect_fail.value(), 1);
@@ -248,11 +249,11 @@ mod tests {
         let limits = CircuitBreakers { max_connections: 1, ..CircuitBreakers::default() };
         let cluster = Arc::new(Cluster { circuit_breakers: limits, ..cluster("a") });
         let worker = Worker::new(0, shared(vec![cluster.clone()]));
-        let first = connect(&worker, &cluster, &endpoint).await.expect("connection");
-        let error = connect(&worker, &cluster, &endpoint).await.expect_err("overflow");
+        let first = connect(&worker, &Behalf::agent(), &cluster, &endpoint).await.expect("connection");
+        let error = connect(&worker, &Behalf::agent(), &cluster, &endpoint).await.expect_err("overflow");
         assert_eq!((error.reset_reason(), error.flags().to_string().as_str()), ("overflow", "UO"));
         assert_eq!(endpoint.stats.cx_total.value(), 1);
         drop(first);
-        assert!(connect(&worker, &cluster, &endpoint).await.is_ok());
+        assert!(connect(&worker, &Behalf::agent(), &cluster, &endpoint).await.is_ok());
     }
 }

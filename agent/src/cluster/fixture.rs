@@ -56,6 +56,7 @@ pub fn snapshot(version: u64, clusters: Vec<Arc<Cluster>>) -> Snapshot {
     let listener = Listener {
         name: "outbound".into(),
         address: "127.0.0.1:15001".parse().expect("address"),
+        direction: crate::listener::TrafficDirection::Outbound,
         binding: Binding::Socket { reuse_port: ReusePort::PerWorker, backlog: 128 },
         hand_off: HandOff::ByOriginalDst,
         listener_filters: Vec::new(),

@@ -7,6 +7,7 @@ use super::text::Section;
 use super::{Explanation, Question};
 use crate::addr::{ClientAddr, OrigDstAddr};
 use crate::kernel::Rule;
+use crate::listener::TrafficDirection;
 use crate::listener::chain::trace::{Branch, Trace};
 use crate::listener::chain::{ConnectionFacts, FilterChain, TransportProtocol};
 use crate::listener::dispatch::FoundBy;
@@ -50,7 +51,9 @@ pub(super) fn arrive<'a>(snapshot: &'a Snapshot, question: &Question, answer: &m
 fn guess(snapshot: &Snapshot, port: u16) -> SocketAddr {
     let wildcards: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
     let wildcard = wildcards.map(|ip| SocketAddr::new(ip, port)).into_iter();
-    let found = wildcard.clone().find(|address| snapshot.listeners.find(OrigDstAddr::new(*address)).is_some());
+    let found = wildcard
+        .clone()
+        .find(|address| snapshot.listeners.find(TrafficDirection::Outbound, OrigDstAddr::new(*address)).is_some());
     let exact = || snapshot.listeners.iter().map(|listener| listener.address).find(|address| address.port() == port);
     found.or_else(exact).unwrap_or(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port))
 }
@@ -83,7 +86,7 @@ fn describe(
             rule.cidr.is_none_or(|cidr| cidr.contains(&destination.ip()))
                 && (rule.ports.is_empty() || rule.ports.iter().any(|ports| ports.contains(&destination.port())))
         };
-        let policy = &intercept.policy;
+        let policy = &intercept.outbound;
         if policy.exclude.iter().any(applies) {
             section.details.push("the kernel leaves it alone: intercept excludes it. If it did not:".to_owned());
         } else if !policy.include.is_empty() && !policy.include.iter().any(applies) {
@@ -105,7 +108,8 @@ fn dispatch<'a>(
     if let Some(accepted) = listeners.iter().find(accepts) {
         return Some(listeners.dispatch(accepted, destination));
     }
-    let found = listeners.find(destination).filter(|(found, _)| found.binding != Binding::Virtual);
+    let found =
+        listeners.find(TrafficDirection::Outbound, destination).filter(|(found, _)| found.binding != Binding::Virtual);
     if found.is_none() {
         let redirect = snapshot.intercept.as_ref().map(|intercept| intercept.redirect);
         let text = match redirect {

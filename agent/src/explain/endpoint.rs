@@ -4,6 +4,7 @@ use crate::addr::{EndpointAddr, OrigDstAddr};
 use crate::cluster::balance::{Schedule, pick};
 use crate::cluster::{Cluster, Discovery, LbPolicy, WeightedClusters};
 use crate::listener::Binding;
+use crate::listener::TrafficDirection;
 use crate::listener::dispatch::FoundBy;
 use crate::snapshot::Snapshot;
 
@@ -42,7 +43,7 @@ fn at_destination(snapshot: &Snapshot, destination: Option<OrigDstAddr>) -> Resu
         let text = "the address that the client dials: --dst IP:PORT says which".to_owned();
         return Ok(Choice { address: None, hostname: None, text });
     };
-    match snapshot.listeners.find(destination) {
+    match snapshot.listeners.find(TrafficDirection::Outbound, destination) {
         Some((listener, FoundBy::Exact)) if listener.binding != Binding::Virtual => Err(format!(
             "{destination} is the agent's own listener '{}', connecting to it would be a loop",
             listener.name

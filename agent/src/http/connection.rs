@@ -21,6 +21,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::listener::filter::Detected;
+use crate::place::Behalf;
 use crate::snapshot::Snapshot;
 use crate::telemetry::ResponseFlags;
 use crate::telemetry::record::ConnectionInfo;
@@ -57,6 +58,8 @@ pub struct Connection {
     pub snapshot: Arc<Snapshot>,
     /// How HTTP is spoken.
     pub manager: Arc<HttpConnectionManager>,
+    /// On whose behalf the agent connects to endpoints.
+    pub behalf: Behalf,
     /// Whose thread this is.
     pub worker: Rc<Worker>,
     /// The gate's side.
@@ -79,6 +82,7 @@ impl Connection {
         let patience = Cell::new(manager.stream_idle_timeout);
         Self {
             info: context.info,
+            behalf: context.behalf,
             snapshot: context.snapshot,
             manager,
             worker,

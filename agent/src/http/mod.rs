@@ -28,6 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::listener::filter::Detected;
+use crate::place::Behalf;
 use crate::snapshot::Snapshot;
 use crate::telemetry::ResponseFlags;
 use crate::telemetry::record::ConnectionInfo;
@@ -40,6 +41,8 @@ use route::RouteConfig;
 pub struct ConnectionContext {
     /// Who, where to, and by which filter chain.
     pub info: ConnectionInfo,
+    /// On whose behalf the agent connects to endpoints.
+    pub behalf: Behalf,
     /// The configuration that the connection keeps.
     pub snapshot: Arc<Snapshot>,
     /// What the listener filters saw.

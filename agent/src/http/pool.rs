@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use crate::cluster::Cluster;
 use crate::cluster::endpoint::Endpoint;
+use crate::place::Place;
 
 use super::request_body::RequestBody;
 use super::upstream_io::{Traffic, UpgradedIo};
@@ -101,6 +102,7 @@ struct Idle {
 }
 
 struct Host {
+    place: Arc<Place>,
     // Keeps the address, by which the host is found, from being given to another endpoint.
     _endpoint: Arc<Endpoint>,
     cluster: Arc<Cluster>,
@@ -113,7 +115,7 @@ struct Host {
 
 #[derive(Default)]
 struct Inner {
-    hosts: HashMap<(usize, Protocol), Host>,
+    hosts: HashMap<Key, Host>,
     sweeping: bool,
 }
 
@@ -121,15 +123,18 @@ struct Inner {
 #[derive(Clone, Default)]
 pub struct Pools(Rc<RefCell<Inner>>);
 
-fn key(endpoint: &Arc<Endpoint>, protocol: Protocol) -> (usize, Protocol) {
-    (Arc::as_ptr(endpoint) as usize, protocol)
+/// Whose: an address is another machine's in another network namespace.
+type Key = (u64, usize, Protocol);
+
+fn key(place: &Place, endpoint: &Arc<Endpoint>, protocol: Protocol) -> Key {
+    (place.id(), Arc::as_ptr(endpoint) as usize, protocol)
 }
 
 impl Pools {
     /// A free HTTP/1 connection to `endpoint`.
-    pub fn take_http1(&self, endpoint: &Arc<Endpoint>) -> Option<Http1Connection> {
+    pub fn take_http1(&self, place: &Place, endpoint: &Arc<Endpoint>) -> Option<Http1Connection> {
         let mut inner = self.0.borrow_mut();
-        let host = inner.hosts.get_mut(&key(endpoint, Protocol::Http1))?;
+        let host = inner.hosts.get_mut(&key(place, endpoint, Protocol::Http1))?;
         let mut position = host.idle.len();
         while position > 0 {
             position -= 1;
@@ -144,14 +149,20 @@ impl Pools {
     }
 
     /// Gives a connection back after its response was read to the end.
-    pub fn put_http1(&self, cluster: &Arc<Cluster>, endpoint: &Arc<Endpoint>, connection: Http1Connection) {
+    pub fn put_http1(
+        &self,
+        place: &Arc<Place>,
+        cluster: &Arc<Cluster>,
+        endpoint: &Arc<Endpoint>,
+        connection: Http1Connection,
+    ) {
         let worn_out = cluster.max_requests_per_connection.is_some_and(|max| connection.served >= max);
-        if worn_out || connection.sender.is_closed() {
+        if worn_out || connection.sender.is_closed() || place.is_gone() {
             return;
         }
         connection.traffic.upgrading.set(false);
         let mut inner = self.0.borrow_mut();
-        let host = inner.host(cluster, endpoint, Protocol::Http1);
+        let host = inner.host(place, cluster, endpoint, Protocol::Http1);
         if host.idle.len() >= MAX_IDLE_PER_ENDPOINT {
             host.idle.remove(0);
         }
@@ -160,24 +171,35 @@ impl Pools {
     }
 
     /// A stream on an HTTP/2 connection to `endpoint` that has room.
-    pub fn take_http2(&self, cluster: &Cluster, endpoint: &Arc<Endpoint>) -> Option<Stream> {
+    pub fn take_http2(&self, place: &Place, cluster: &Cluster, endpoint: &Arc<Endpoint>) -> Option<Stream> {
         let mut inner = self.0.borrow_mut();
-        let host = inner.hosts.get_mut(&key(endpoint, Protocol::Http2))?;
+        let host = inner.hosts.get_mut(&key(place, endpoint, Protocol::Http2))?;
         host.shared.retain(|connection| !connection.sender.is_closed());
         let connection = host.shared.iter().find(|connection| connection.takes_more(cluster))?;
         Some(Stream::new(connection.clone()))
     }
 
     /// Shares a new connection.
-    pub fn share_http2(&self, cluster: &Arc<Cluster>, endpoint: &Arc<Endpoint>, connection: &Rc<Http2Connection>) {
+    pub fn share_http2(
+        &self,
+        place: &Arc<Place>,
+        cluster: &Arc<Cluster>,
+        endpoint: &Arc<Endpoint>,
+        connection: &Rc<Http2Connection>,
+    ) {
         let mut inner = self.0.borrow_mut();
-        inner.host(cluster, endpoint, Protocol::Http2).shared.push(connection.clone());
+        inner.host(place, cluster, endpoint, Protocol::Http2).shared.push(connection.clone());
         self.sweep(&mut inner);
     }
 
     /// To be held while a new HTTP/2 connection to `endpoint` is opened.
-    pub fn opening(&self, cluster: &Arc<Cluster>, endpoint: &Arc<Endpoint>) -> Rc<tokio::sync::Mutex<()>> {
-        self.0.borrow_mut().host(cluster, endpoint, Protocol::Http2).opening.clone()
+    pub fn opening(
+        &self,
+        place: &Arc<Place>,
+        cluster: &Arc<Cluster>,
+        endpoint: &Arc<Endpoint>,
+    ) -> Rc<tokio::sync::Mutex<()>> {
+        self.0.borrow_mut().host(place, cluster, endpoint, Protocol::Http2).opening.clone()
     }
 
     /// Closes the connection of `cluster` that was idle longest, to make room under the circuit breaker's limit.
@@ -210,8 +232,15 @@ impl Pools {
 }
 
 impl Inner {
-    fn host(&mut self, cluster: &Arc<Cluster>, endpoint: &Arc<Endpoint>, protocol: Protocol) -> &mut Host {
-        let host = self.hosts.entry(key(endpoint, protocol)).or_insert_with(|| Host {
+    fn host(
+        &mut self,
+        place: &Arc<Place>,
+        cluster: &Arc<Cluster>,
+        endpoint: &Arc<Endpoint>,
+        protocol: Protocol,
+    ) -> &mut Host {
+        let host = self.hosts.entry(key(place, endpoint, protocol)).or_insert_with(|| Host {
+            place: place.clone(),
             _endpoint: endpoint.clone(),
             cluster: cluster.clone(),
             idle: Vec::new(),
@@ -226,6 +255,10 @@ impl Inner {
 
     fn close_idle(&mut self, now: Instant) {
         self.hosts.retain(|_, host| {
+            // Its sockets would keep the namespace alive.
+            if host.place.is_gone() {
+                return false;
+            }
             let timeout = host.cluster.idle_timeout;
             let expired = |since: Instant| timeout.is_some_and(|timeout| now.duration_since(since) >= timeout);
             let stats = &host.cluster.stats;

@@ -179,9 +179,9 @@ async fn try_once(
     if request.host_of_endpoint {
         name_endpoint(&mut outgoing, request.decision, endpoint);
     }
-    let worker = exchange.connection.worker.clone();
+    let (worker, behalf) = (exchange.connection.worker.clone(), exchange.connection.behalf.clone());
     let began = tokio::time::Instant::now();
-    let sent = send(&worker, request.cluster, endpoint, request.protocol, outgoing, request.upload.next());
+    let sent = send(&worker, &behalf, request.cluster, endpoint, request.protocol, outgoing, request.upload.next());
     let result = match policy.and_then(|policy| policy.per_try_timeout) {
         None => sent.await,
         Some(limit) => within(limit, sent).await.unwrap_or_else(|| {

@@ -18,6 +18,7 @@ use crate::cluster::Cluster;
 use crate::cluster::breaker::Permit;
 use crate::cluster::connect::{ConnectError, Upstream, connect};
 use crate::cluster::endpoint::Endpoint;
+use crate::place::Behalf;
 use crate::worker::Worker;
 
 use super::meter::Meter;
@@ -94,6 +95,7 @@ enum Lease {
 /// A request in flight to one endpoint: counted until it is dropped.
 pub struct Ticket {
     pools: Pools,
+    behalf: Behalf,
     cluster: Arc<Cluster>,
     endpoint: Arc<Endpoint>,
     lease: Option<Lease>,
@@ -104,13 +106,14 @@ pub struct Ticket {
 
 impl Ticket {
     /// `None` when the circuit breaker refuses.
-    fn new(pools: &Pools, cluster: &Arc<Cluster>, endpoint: &Arc<Endpoint>) -> Option<Self> {
+    fn new(pools: &Pools, behalf: &Behalf, cluster: &Arc<Cluster>, endpoint: &Arc<Endpoint>) -> Option<Self> {
         let permit = cluster.try_request()?;
         cluster.stats.upstream_rq_total.inc();
         endpoint.stats.rq_total.inc();
         endpoint.stats.rq_active.inc();
         Some(Self {
             pools: pools.clone(),
+            behalf: behalf.clone(),
             cluster: cluster.clone(),
             endpoint: endpoint.clone(),
             lease: None,
@@ -124,7 +127,7 @@ impl Ticket {
         if let Some(Lease::Http1(connection)) = self.lease.take()
             && request.has_arrived()
         {
-            self.pools.put_http1(&self.cluster, &self.endpoint, *connection);
+            self.pools.put_http1(&self.behalf.place, &self.cluster, &self.endpoint, *connection);
         }
     }
 
@@ -189,13 +192,14 @@ impl Drop for Ticket {
 /// See [`FailureKind`].
 pub async fn send(
     worker: &Worker,
+    behalf: &Behalf,
     cluster: &Arc<Cluster>,
     endpoint: &Arc<Endpoint>,
     protocol: Protocol,
     outgoing: Outgoing,
     body: RequestBody,
 ) -> Result<Answer, Failure> {
-    let ticket = Ticket::new(&worker.pools, cluster, endpoint).ok_or(FailureKind::Overflow)?;
+    let ticket = Ticket::new(&worker.pools, behalf, cluster, endpoint).ok_or(FailureKind::Overflow)?;
     let sent = match protocol {
         Protocol::Http1 => send_http1(worker, ticket, outgoing, body).await,
         Protocol::Http2 => send_http2(worker, ticket, outgoing, body).await,
@@ -212,7 +216,7 @@ async fn send_http1(
     outgoing: Outgoing,
     body: RequestBody,
 ) -> Result<Answer, Failure> {
-    let mut connection = match worker.pools.take_http1(&ticket.endpoint) {
+    let mut connection = match worker.pools.take_http1(&ticket.behalf.place, &ticket.endpoint) {
         Some(connection) => connection,
         None => {
             let upstream = open(worker, &ticket).await?;
@@ -250,7 +254,7 @@ async fn send_http2(
     outgoing: Outgoing,
     body: RequestBody,
 ) -> Result<Answer, Failure> {
-    let (stream, reused) = match worker.pools.take_http2(&ticket.cluster, &ticket.endpoint) {
+    let (stream, reused) = match worker.pools.take_http2(&ticket.behalf.place, &ticket.cluster, &ticket.endpoint) {
         Some(stream) => (stream, true),
         None => open_http2(worker, &ticket).await?,
     };
@@ -275,27 +279,27 @@ async fn send_http2(
 }
 
 async fn open_http2(worker: &Worker, ticket: &Ticket) -> Result<(Stream, bool), Failure> {
-    let opening = worker.pools.opening(&ticket.cluster, &ticket.endpoint);
+    let opening = worker.pools.opening(&ticket.behalf.place, &ticket.cluster, &ticket.endpoint);
     let _one_at_a_time = opening.lock().await;
-    if let Some(stream) = worker.pools.take_http2(&ticket.cluster, &ticket.endpoint) {
+    if let Some(stream) = worker.pools.take_http2(&ticket.behalf.place, &ticket.cluster, &ticket.endpoint) {
         return Ok((stream, true));
     }
     let upstream = open(worker, ticket).await?;
     let speaking = upstream_io::http2(upstream, &ticket.cluster.stats).await;
     let connection = Rc::new(speaking.map_err(|_| FailureKind::Terminated)?);
-    worker.pools.share_http2(&ticket.cluster, &ticket.endpoint, &connection);
+    worker.pools.share_http2(&ticket.behalf.place, &ticket.cluster, &ticket.endpoint, &connection);
     Ok((Stream::new(connection), false))
 }
 
 /// A new connection, if the circuit breaker lets the request wait for one.
 async fn open(worker: &Worker, ticket: &Ticket) -> Result<Upstream, Failure> {
-    let Ticket { cluster, endpoint, .. } = ticket;
+    let Ticket { behalf, cluster, endpoint, .. } = ticket;
     let _pending = cluster.try_pending().ok_or(FailureKind::Overflow)?;
-    let mut connected = connect(worker, cluster, endpoint).await;
+    let mut connected = connect(worker, behalf, cluster, endpoint).await;
     if matches!(connected, Err(ConnectError::Overflow { .. })) && worker.pools.close_oldest(cluster) {
         // An idle connection to another endpoint was in the way; its task has to run to be gone.
         tokio::task::yield_now().await;
-        connected = connect(worker, cluster, endpoint).await;
+        connected = connect(worker, behalf, cluster, endpoint).await;
     }
     connected.map_err(|error| {
         tracing::debug!(cluster = &*cluster.name, "{error}");

@@ -10,6 +10,8 @@ use std::{
 
 use waylay_common::{counter::Counter, flow::SocketState, settings::Switch};
 
+use crate::listener::TrafficDirection;
+
 use super::{
     Handover, KernelError, Trace,
     events::{Tracing, lock},
@@ -66,11 +68,12 @@ impl Kernel {
         Ok(state.as_ref().and_then(Handover::from_state))
     }
 
-    /// Marks one of the agent's own sockets, before it connects, so that the hooks leave it alone.
+    /// Marks one of the agent's own sockets, before it connects on behalf of a connection of `direction`, so that the hooks
+    /// leave it alone.
     ///
     /// # Errors
     /// The kernel has no memory; the socket must not connect, or it would come back.
-    pub fn stamp_bypass(&self, socket: &impl AsRawFd) -> Result<(), KernelError> {
+    pub fn stamp(&self, socket: &impl AsRawFd, _direction: TrafficDirection) -> Result<(), KernelError> {
         lock(&self.stamps)
             .insert(socket, SocketState::bypass(), 0)
             .map_err(|source| KernelError::map("marking a socket of the agent", source))

@@ -332,6 +332,7 @@ mod tests {
         let listener = Listener {
             name: "out".into(),
             address: "127.0.0.1:15001".parse().expect("address"),
+            direction: crate::listener::TrafficDirection::Outbound,
             binding: Binding::Socket { reuse_port: ReusePort::PerWorker, backlog: 1 },
             hand_off: HandOff::ByOriginalDst,
             listener_filters: vec![ListenerFilter::TlsInspector, ListenerFilter::HttpInspector],

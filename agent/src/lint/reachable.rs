@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use ipnet::IpNet;
 
 use crate::addr::{ClientAddr, OrigDstAddr};
+use crate::listener::TrafficDirection;
 use crate::listener::chain::{ChainMatch, ConnectionFacts, TransportProtocol};
 use crate::listener::dispatch::Listeners;
 use crate::listener::{Binding, HandOff, Listener, ListenerFilter};
@@ -69,7 +70,7 @@ impl<'a> Sight<'a> {
 
     /// Whether a connection to `destination` arrives here and nowhere else.
     pub(super) fn arrives(&self, destination: OrigDstAddr) -> bool {
-        match self.listeners.find(destination) {
+        match self.listeners.find(TrafficDirection::Outbound, destination) {
             Some((found, _)) => found.name == self.listener.name,
             None => self.listener.binding != Binding::Virtual,
         }

@@ -9,14 +9,14 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use super::{HandOff, Listener};
+use super::{Binding, HandOff, Listener, TrafficDirection};
 use crate::addr::OrigDstAddr;
 
 /// All listeners, findable by original destination.
 #[derive(Debug, Default)]
 pub struct Listeners {
     all: Vec<Arc<Listener>>,
-    by_address: HashMap<SocketAddr, usize>,
+    by_address: HashMap<(TrafficDirection, SocketAddr), usize>,
 }
 
 /// Two listeners with the same name or address.
@@ -61,7 +61,7 @@ impl Listeners {
         let mut by_name = HashMap::with_capacity(all.len());
         let mut conflicts = Vec::new();
         for (index, listener) in all.iter().enumerate() {
-            if let Some(first) = by_address.insert(listener.address, index) {
+            if let Some(first) = by_address.insert((listener.direction, listener.address), index) {
                 let existing: &Arc<Listener> = &all[first];
                 conflicts.push(ListenerConflict::Address {
                     name: listener.name.clone(),
@@ -81,6 +81,14 @@ impl Listeners {
         self.all.iter()
     }
 
+    /// The one that is bound to `address`.
+    pub fn bound_at(&self, address: SocketAddr) -> Option<&Arc<Listener>> {
+        [TrafficDirection::Outbound, TrafficDirection::Inbound]
+            .iter()
+            .filter_map(|direction| self.by_address.get(&(*direction, address)).map(|index| &self.all[*index]))
+            .find(|listener| listener.binding != Binding::Virtual)
+    }
+
     /// By name.
     pub fn named(&self, name: &str) -> Option<&Arc<Listener>> {
         self.all.iter().find(|listener| &*listener.name == name)
@@ -93,19 +101,22 @@ impl Listeners {
         original_dst: OrigDstAddr,
     ) -> (&'a Arc<Listener>, FoundBy) {
         match accepted.hand_off {
-            HandOff::ByOriginalDst => self.find(original_dst).unwrap_or((accepted, FoundBy::Accepted)),
+            HandOff::ByOriginalDst => {
+                self.find(accepted.direction, original_dst).unwrap_or((accepted, FoundBy::Accepted))
+            }
             HandOff::Stay => (accepted, FoundBy::Accepted),
         }
     }
 
-    /// The listener of `destination`: the exact one, else the wildcard of its family.
-    pub fn find(&self, destination: OrigDstAddr) -> Option<(&Arc<Listener>, FoundBy)> {
+    /// The listener of `destination`: the exact one, else the wildcard of its family. Only listeners of `direction`.
+    pub fn find(&self, direction: TrafficDirection, destination: OrigDstAddr) -> Option<(&Arc<Listener>, FoundBy)> {
         let exact = destination.socket();
         let any: IpAddr = match exact {
             SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
-        let by = |address, found_by| self.by_address.get(&address).map(|index| (&self.all[*index], found_by));
+        let by =
+            |address, found_by| self.by_address.get(&(direction, address)).map(|index| (&self.all[*index], found_by));
         by(exact, FoundBy::Exact).or_else(|| by(SocketAddr::new(any, exact.port()), FoundBy::Wildcard))
     }
 }

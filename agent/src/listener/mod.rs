@@ -24,6 +24,8 @@ pub struct Listener {
     pub name: Arc<str>,
     /// What it is bound to, or the original destination by which it is found.
     pub address: SocketAddr,
+    /// Of the connections that it serves.
+    pub direction: TrafficDirection,
     /// Whether it has a socket of its own.
     pub binding: Binding,
     /// Whether its connections are handed to the listener of their original destination.
@@ -38,6 +40,26 @@ pub struct Listener {
     pub chains: FilterChains,
     /// Kept across reloads by name.
     pub stats: Arc<ListenerStats>,
+}
+
+/// Envoy's `traffic_direction`, seen from the workload.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum TrafficDirection {
+    /// What the workload sends.
+    #[default]
+    Outbound,
+    /// What arrives at the workload.
+    Inbound,
+}
+
+impl TrafficDirection {
+    /// The name by which the configuration calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Outbound => "outbound",
+            Self::Inbound => "inbound",
+        }
+    }
 }
 
 /// Whether a listener has a socket.

@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, sleep_until};
 
-use crate::addr::OrigDstAddr;
 use crate::listener::chain::ConnectionFacts;
 use crate::listener::filter::peek::{self, Peeked};
 use crate::listener::filter::{Detected, Findings, Inspection, Step};
 use crate::listener::{Listener, ListenerFilter, NetworkFilter, OnFiltersTimeout};
+use crate::place::Behalf;
 use crate::tcp::early::{Early, Heard};
 use crate::telemetry::ResponseFlags;
 use crate::telemetry::metric::Active;
@@ -72,9 +72,9 @@ pub enum Ended {
     /// The limit of a listener filter.
     #[error("{} reached its limit", .0.name())]
     TooLarge(ListenerFilter),
-    /// The agent shuts down.
-    #[error("drain deadline")]
-    Closing,
+    /// The agent shuts down, or the workload is gone.
+    #[error("{0}")]
+    Cut(&'static str),
 }
 
 impl Ended {
@@ -84,7 +84,7 @@ impl Ended {
             Self::Reset(_) | Self::Closed => ResponseFlags::DOWNSTREAM_TERMINATION,
             Self::TooLarge(_) => ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR,
             Self::Timeout => ResponseFlags::NONE,
-            Self::Closing => ResponseFlags::LOCAL_RESET,
+            Self::Cut(_) => ResponseFlags::LOCAL_RESET,
         }
     }
 }
@@ -117,7 +117,7 @@ pub async fn detect(
     stream: &TcpStream,
     listener: &Listener,
     facts: &ConnectionFacts,
-    original_dst: Option<OrigDstAddr>,
+    behalf: &Behalf,
     worker: &Rc<Worker>,
 ) -> Result<Detection, Ended> {
     let inspection = RefCell::new(Inspection::new(&listener.listener_filters));
@@ -144,7 +144,7 @@ pub async fn detect(
                 () = &mut grace, if !waited => {
                     waited = true;
                     if let (false, Some(chain)) = (spoke.get(), unknown) {
-                        early = Early::begin(worker, listener, chain, original_dst);
+                        early = Early::begin(worker, listener, chain, behalf);
                     }
                 }
                 spoken = hear(&mut early, worker), if !heard => match spoken {
@@ -161,7 +161,7 @@ pub async fn detect(
                     }
                 }
                 () = &mut timeout => break timed_out(listener),
-                () = worker.shared.drain.closing() => break Err(Ended::Closing),
+                reason = behalf.cut(&worker.shared.drain) => break Err(Ended::Cut(reason)),
             }
         }
     };
@@ -259,6 +259,6 @@ fn count_ended(stats: &ListenerStats, ended: &Ended) {
         Ended::TooLarge(ListenerFilter::HttpInspector) => stats.downstream_listener_filter_error.inc(),
         // Counted when it happened.
         Ended::Timeout => {}
-        Ended::Closing => {}
+        Ended::Cut(_) => {}
     }
 }

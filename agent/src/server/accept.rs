@@ -15,10 +15,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{LocalSet, spawn_local};
 
-use crate::addr::{ClientAddr, OrigDstAddr};
+use crate::addr::ClientAddr;
 use crate::listener::Listener;
-use crate::listener::dispatch::FoundBy;
 use crate::pipeline::{self, Accepted};
+use crate::place::Place;
 use crate::snapshot::Snapshot;
 use crate::tcp::reset_on_drop;
 use crate::worker::{Shared, TICK_INTERVAL, Worker};
@@ -33,10 +33,10 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 /// What the main thread tells a worker.
 #[derive(Debug)]
 enum Command {
-    /// Accept from these, the sockets of the listener `key`; answered when it does.
-    Listen { key: SocketAddr, sockets: Vec<StdListener>, done: oneshot::Sender<()> },
-    /// Serve what is in the accept queue of the listener `key` and close it; answered when it is closed.
-    Close { key: SocketAddr, done: oneshot::Sender<()> },
+    /// Accept from these, the sockets of the listener `key` in `place`; answered when it does.
+    Listen { place: Arc<Place>, key: SocketAddr, sockets: Vec<StdListener>, done: oneshot::Sender<()> },
+    /// Serve what is in the accept queue of the listener `key` in a place and close it; answered when it is closed.
+    Close { place: u64, key: SocketAddr, done: oneshot::Sender<()> },
     /// End, with whatever is still open.
     End,
 }
@@ -64,17 +64,17 @@ impl WorkerThread {
     }
 
     /// Accepts from `sockets`; returns when it does.
-    pub async fn listen(&self, key: SocketAddr, sockets: Vec<StdListener>) {
+    pub async fn listen(&self, place: Arc<Place>, key: SocketAddr, sockets: Vec<StdListener>) {
         let (done, answer) = oneshot::channel();
         // A worker that is gone answers with an error, which is as good an answer as any: there is nobody to accept.
-        let _ = self.commands.send(Command::Listen { key, sockets, done });
+        let _ = self.commands.send(Command::Listen { place, key, sockets, done });
         let _ = answer.await;
     }
 
     /// Stops accepting for the listener `key`; returns when its sockets are closed.
-    pub async fn close(&self, key: SocketAddr) {
+    pub async fn close(&self, place: &Place, key: SocketAddr) {
         let (done, answer) = oneshot::channel();
-        let _ = self.commands.send(Command::Close { key, done });
+        let _ = self.commands.send(Command::Close { place: place.id(), key, done });
         let _ = answer.await;
     }
 
@@ -95,20 +95,20 @@ struct Accepting {
 
 async fn run(worker: Rc<Worker>, mut inbox: mpsc::UnboundedReceiver<Command>) {
     spawn_local(tick(worker.clone()));
-    let mut accepting: HashMap<SocketAddr, Accepting> = HashMap::new();
+    let mut accepting: HashMap<(u64, SocketAddr), Accepting> = HashMap::new();
     while let Some(command) = inbox.recv().await {
         match command {
-            Command::Listen { key, sockets, done } => {
+            Command::Listen { place, key, sockets, done } => {
                 let (stop, _) = watch::channel(());
                 let loops = sockets
                     .into_iter()
-                    .map(|socket| spawn_local(accept(socket, key, worker.clone(), stop.subscribe())))
+                    .map(|socket| spawn_local(accept(socket, key, place.clone(), worker.clone(), stop.subscribe())))
                     .collect();
-                accepting.insert(key, Accepting { stop, loops });
+                accepting.insert((place.id(), key), Accepting { stop, loops });
                 let _ = done.send(());
             }
-            Command::Close { key, done } => {
-                if let Some(Accepting { stop, loops }) = accepting.remove(&key) {
+            Command::Close { place, key, done } => {
+                if let Some(Accepting { stop, loops }) = accepting.remove(&(place, key)) {
                     drop(stop);
                     for accept_loop in loops {
                         let _ = accept_loop.await;
@@ -132,7 +132,13 @@ async fn tick(worker: Rc<Worker>) {
 }
 
 /// Accepts until `stop` is dropped, then serves what is left in the accept queue: those clients are connected already.
-async fn accept(socket: StdListener, key: SocketAddr, worker: Rc<Worker>, mut stop: watch::Receiver<()>) {
+async fn accept(
+    socket: StdListener,
+    key: SocketAddr,
+    place: Arc<Place>,
+    worker: Rc<Worker>,
+    mut stop: watch::Receiver<()>,
+) {
     let listener = match TcpListener::from_std(socket) {
         Ok(listener) => listener,
         Err(error) => {
@@ -148,7 +154,7 @@ async fn accept(socket: StdListener, key: SocketAddr, worker: Rc<Worker>, mut st
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, client)) => begin(stream, client, key, &worker),
+            Ok((stream, client)) => begin(stream, client, key, &place, &worker),
             Err(error) => failed(&error, key, &worker).await,
         }
         batch += 1;
@@ -160,7 +166,7 @@ async fn accept(socket: StdListener, key: SocketAddr, worker: Rc<Worker>, mut st
     if let Ok(listener) = listener.into_std() {
         while let Ok((stream, client)) = listener.accept() {
             match into_tokio(stream) {
-                Ok(stream) => begin(stream, client, key, &worker),
+                Ok(stream) => begin(stream, client, key, &place, &worker),
                 Err(error) => tracing::warn!(%error, "a connection in the accept queue is lost"),
             }
         }
@@ -173,7 +179,7 @@ fn into_tokio(stream: StdStream) -> io::Result<TcpStream> {
 }
 
 /// Starts to serve a connection with the configuration of this moment.
-fn begin(stream: TcpStream, client: SocketAddr, key: SocketAddr, worker: &Rc<Worker>) {
+fn begin(stream: TcpStream, client: SocketAddr, key: SocketAddr, place: &Arc<Place>, worker: &Rc<Worker>) {
     let snapshot = worker.shared.snapshot.load_full();
     // Both fail only when the connection is gone already.
     let local = stream.local_addr().unwrap_or(key);
@@ -184,15 +190,13 @@ fn begin(stream: TcpStream, client: SocketAddr, key: SocketAddr, worker: &Rc<Wor
         return;
     };
     let open = worker.shared.drain.open();
-    let accepted = Accepted { stream, client: ClientAddr::new(client), local, listener, snapshot, open };
+    let accepted =
+        Accepted { stream, client: ClientAddr::new(client), local, place: place.clone(), listener, snapshot, open };
     spawn_local(pipeline::serve(accepted, worker.clone()));
 }
 
 fn listener(snapshot: &Snapshot, key: SocketAddr) -> Option<Arc<Listener>> {
-    match snapshot.listeners.find(OrigDstAddr::new(key)) {
-        Some((listener, FoundBy::Exact)) => Some(listener.clone()),
-        _ => None,
-    }
+    snapshot.listeners.bound_at(key).cloned()
 }
 
 /// Some errors are the connection's, which was gone before it was accepted; the others would repeat at once.

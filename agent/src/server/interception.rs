@@ -65,7 +65,7 @@ pub fn options<'a>(
         redirect_v4,
         redirect_v6,
         own_listeners: own_listeners(admin, listening),
-        policy: intercept.policy.clone(),
+        policy: intercept.outbound.clone(),
         on_agent_loss: intercept.on_agent_loss,
         handover_entries: intercept.handover_entries,
         ..InterceptOptions::new(cgroup)
@@ -107,7 +107,9 @@ impl Attached {
     /// # Errors
     /// The old one stays.
     pub fn replace_policy(&self, intercept: &Intercept) -> Result<(), KernelError> {
-        lock(&self.interception).as_mut().map_or(Ok(()), |interception| interception.replace_policy(&intercept.policy))
+        lock(&self.interception)
+            .as_mut()
+            .map_or(Ok(()), |interception| interception.replace_policy(&intercept.outbound))
     }
 
     /// The listeners are bound to these addresses from now on: none of them is redirected.
@@ -204,7 +206,11 @@ mod tests {
         let (v4, v6) = ("127.0.0.1:15009".parse().ok(), "[::1]:15009".parse().ok());
         let intercept = Intercept {
             cgroup: "/".into(),
-            policy: Policy::default(),
+            host: true,
+            processes: Vec::new(),
+            outbound: Policy::default(),
+            inbound: None,
+            pods: None,
             redirect: Redirect::Proxy { v4, v6 },
             on_agent_loss: OnAgentLoss::Allow,
             handover_entries: 1,

@@ -346,14 +346,14 @@ impl Serving {
         self.bound.insert(bound.key, bound.addresses);
         self.publish_own_listeners();
         for (worker, sockets) in self.workers.iter().zip(bound.sockets) {
-            worker.listen(bound.key, sockets).await;
+            worker.listen(self.shared.host.clone(), bound.key, sockets).await;
         }
     }
 
     /// No worker accepts for the listener any more.
     async fn close(&mut self, key: SocketAddr) {
         for worker in &self.workers {
-            worker.close(key).await;
+            worker.close(&self.shared.host, key).await;
         }
         self.bound.remove(&key);
         self.publish_own_listeners();

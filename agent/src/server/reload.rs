@@ -92,7 +92,7 @@ impl Serving {
 
     fn replace_policy(&self, old: &Snapshot, new: &Snapshot) -> Result<(), KernelError> {
         match (&self.attached, &old.intercept, &new.intercept) {
-            (Some(attached), Some(old), Some(new)) if old.policy != new.policy => attached.replace_policy(new),
+            (Some(attached), Some(old), Some(new)) if old.outbound != new.outbound => attached.replace_policy(new),
             _ => Ok(()),
         }
     }
@@ -122,7 +122,20 @@ fn needs_restart(old: &Snapshot, new: &Snapshot) -> Vec<String> {
     let mut refuse = |field: &str| refused.push(format!("{field}: cannot be changed while the agent runs: restart it"));
     match (&old.intercept, &new.intercept) {
         (Some(old), Some(new)) => {
-            let Intercept { cgroup, policy: _, redirect, on_agent_loss, handover_entries } = old;
+            let Intercept {
+                cgroup,
+                host,
+                processes: _,
+                outbound: _,
+                inbound: _,
+                pods: _,
+                redirect,
+                on_agent_loss,
+                handover_entries,
+            } = old;
+            if *host != new.host {
+                refuse("intercept.host");
+            }
             if *cgroup != new.cgroup {
                 refuse("intercept.cgroup");
             }

@@ -10,11 +10,11 @@ use std::sync::Arc;
 use tokio::task::JoinHandle;
 
 use super::proxy::{Connected, Failure, cluster_of, connect_to};
-use crate::addr::OrigDstAddr;
 use crate::cluster::{Cluster, ClusterSpecifier};
 use crate::listener::chain::FilterChain;
 use crate::listener::filter::peek;
 use crate::listener::{Listener, NetworkFilter};
+use crate::place::Behalf;
 use crate::telemetry::ResponseFlags;
 use crate::telemetry::stats::ListenerStats;
 use crate::worker::Worker;
@@ -47,18 +47,13 @@ enum State {
 
 impl Early {
     /// Begins to connect for `chain`; `None` unless that is a TCP proxy.
-    pub fn begin(
-        worker: &Rc<Worker>,
-        listener: &Listener,
-        chain: &Arc<FilterChain>,
-        original_dst: Option<OrigDstAddr>,
-    ) -> Option<Self> {
+    pub fn begin(worker: &Rc<Worker>, listener: &Listener, chain: &Arc<FilterChain>, behalf: &Behalf) -> Option<Self> {
         let NetworkFilter::Tcp(tcp) = &chain.filter else { return None };
         let cluster = cluster_of(&tcp.cluster, worker).ok()?;
         listener.stats.detection_early_cx_total.inc();
         let (worker, target, attempts) = (worker.clone(), cluster.clone(), tcp.max_connect_attempts);
-        let connecting =
-            tokio::task::spawn_local(async move { connect_to(&worker, target, original_dst, attempts).await });
+        let behalf = behalf.clone();
+        let connecting = tokio::task::spawn_local(async move { connect_to(&worker, target, &behalf, attempts).await });
         Some(Self {
             chain: chain.clone(),
             cluster,

@@ -12,12 +12,13 @@ use tokio::time::Instant;
 use super::early::Early;
 use super::pump::{self, End, Limits, Moved};
 use super::reset_on_drop;
-use crate::addr::{EndpointAddr, OrigDstAddr};
+use crate::addr::EndpointAddr;
 use crate::cluster::connect::{ConnectError, Upstream, connect};
 use crate::cluster::endpoint::Endpoint;
 use crate::cluster::select::{SelectError, select};
 use crate::cluster::{Cluster, ClusterSpecifier};
 use crate::listener::TcpProxy;
+use crate::place::Behalf;
 use crate::telemetry::ResponseFlags;
 use crate::telemetry::record::ConnectionRecord;
 use crate::telemetry::stats::ListenerStats;
@@ -49,8 +50,8 @@ pub struct Failure {
 pub struct Job<'a> {
     /// The network filter.
     pub tcp: &'a TcpProxy,
-    /// Where the client wanted to go.
-    pub original_dst: Option<OrigDstAddr>,
+    /// On whose behalf the agent connects.
+    pub behalf: &'a Behalf,
     /// A connection that was opened while the client was silent, to this very chain's cluster.
     pub early: Option<Early>,
     /// Of the listener that serves it.
@@ -60,11 +61,11 @@ pub struct Job<'a> {
 /// Serves `client` to its end and fills in `record`.
 pub async fn serve(client: TcpStream, job: Job<'_>, record: &mut ConnectionRecord, worker: &Worker) {
     let deadline = job.tcp.max_downstream_connection_duration.map(|duration| Instant::now() + duration);
-    let drain = worker.shared.drain.clone();
+    let (drain, behalf) = (worker.shared.drain.clone(), job.behalf.clone());
     let served = tokio::select! {
         biased;
         served = proxy(&client, job, record, worker, deadline) => served,
-        () = drain.closing() => Err((ResponseFlags::LOCAL_RESET, "drain deadline".to_owned())),
+        reason = behalf.cut(&drain) => Err((ResponseFlags::LOCAL_RESET, reason.to_owned())),
     };
     if let Err((flags, details)) = served {
         reset_on_drop(&client);
@@ -80,7 +81,7 @@ async fn proxy(
     worker: &Worker,
     deadline: Option<Instant>,
 ) -> Result<(), (ResponseFlags, String)> {
-    let Job { tcp, original_dst, early, stats } = job;
+    let Job { tcp, behalf, early, stats } = job;
     let cluster = match &early {
         Some(early) => early.cluster().clone(),
         None => cluster_of(&tcp.cluster, worker).map_err(|failure| (failure.flags, failure.details))?,
@@ -90,7 +91,7 @@ async fn proxy(
     let connecting = async {
         match early {
             Some(early) => early.connected().await,
-            None => connect_to(worker, cluster, original_dst, tcp.max_connect_attempts).await,
+            None => connect_to(worker, cluster, behalf, tcp.max_connect_attempts).await,
         }
     };
     let connected = tokio::select! {
@@ -165,14 +166,15 @@ pub fn cluster_of(specifier: &ClusterSpecifier, worker: &Worker) -> Result<Arc<C
 pub async fn connect_to(
     worker: &Worker,
     cluster: Arc<Cluster>,
-    original_dst: Option<OrigDstAddr>,
+    behalf: &Behalf,
     max_attempts: u32,
 ) -> Result<Connected, Failure> {
     let mut tried = Vec::new();
     loop {
-        let endpoint = select(worker, &cluster, original_dst, &tried).map_err(|error| not_selected(&error, &tried))?;
+        let endpoint =
+            select(worker, &cluster, behalf.original_dst, &tried).map_err(|error| not_selected(&error, &tried))?;
         tried.push(endpoint.address);
-        match connect(worker, &cluster, &endpoint).await {
+        match connect(worker, behalf, &cluster, &endpoint).await {
             Ok(upstream) => return Ok(Connected { cluster, endpoint, upstream }),
             Err(error @ ConnectError::Overflow { .. }) => {
                 return Err(not_connected(&error, ResponseFlags::UPSTREAM_OVERFLOW, endpoint.address));

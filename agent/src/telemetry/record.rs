@@ -10,7 +10,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::addr::{ClientAddr, EndpointAddr, OrigDstAddr};
 use crate::kernel::Process;
+use crate::listener::TrafficDirection;
 use crate::snapshot::AccessLog;
+use crate::workload::Workload;
 
 use super::ResponseFlags;
 use super::writer::OpenError;
@@ -26,6 +28,12 @@ pub struct ConnectionInfo {
     pub local: SocketAddr,
     /// Where the client wanted to go; `None` on a listener that is addressed directly.
     pub original_dst: Option<OrigDstAddr>,
+    /// Seen from the workload.
+    pub direction: TrafficDirection,
+    /// In whose network namespace it was taken.
+    pub pod: Option<Arc<Workload>>,
+    /// Whom it comes from: outbound, the same as `pod`; inbound, the workload of this node with the client's address.
+    pub source_pod: Option<Arc<Workload>>,
     /// Who connected, when the kernel knows.
     pub process: Option<Arc<Process>>,
     /// The listener that serves it.

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::addr::{ClientAddr, EndpointAddr, OrigDstAddr};
 use crate::kernel::Process;
+use crate::listener::TrafficDirection;
 
 use super::ResponseFlags;
 use super::record::{ConnectionInfo, ConnectionRecord, RequestRecord};
@@ -20,6 +21,9 @@ pub fn info() -> ConnectionInfo {
         client: ClientAddr::new(([127, 0, 0, 1], 40_000).into()),
         local: ([127, 0, 0, 1], 15_001).into(),
         original_dst: Some(OrigDstAddr::new(([10, 0, 0, 9], 8080).into())),
+        direction: TrafficDirection::Outbound,
+        pod: None,
+        source_pod: None,
         process: Some(Arc::new(Process {
             pid: 123,
             uid: 1000,

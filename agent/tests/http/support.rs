@@ -23,6 +23,7 @@ use waylay::http::route::{
 };
 use waylay::http::{CodecType, ConnectionContext, ConnectionEnd, HttpConnectionManager, ServerHeader};
 use waylay::listener::dispatch::Listeners;
+use waylay::place::Behalf;
 use waylay::snapshot::{Admin, Origin, Runtime, Snapshot};
 use waylay::telemetry::record::{ConnectionInfo, Record, RecordSink, RequestRecord};
 use waylay::worker::{Shared, Worker};
@@ -218,12 +219,16 @@ impl Proxy {
                     client: ClientAddr::new(peer),
                     local: stream.local_addr().expect("address"),
                     original_dst: None,
+                    direction: waylay::listener::TrafficDirection::Outbound,
+                    pod: None,
+                    source_pod: None,
                     process: None,
                     listener: None,
                     filter_chain: None,
                     server_name: None,
                 };
-                let context = ConnectionContext { info, snapshot: snapshot.clone(), detected: None };
+                let context =
+                    ConnectionContext { info, behalf: Behalf::agent(), snapshot: snapshot.clone(), detected: None };
                 let (manager, worker, ends) = (manager.clone(), worker.clone(), ends.clone());
                 tokio::task::spawn_local(async move {
                     let _open = worker.shared.drain.open();

@@ -115,7 +115,7 @@ fn udp_and_the_agents_own_sockets_are_left_alone() {
             server_addr.port()
         ));
         let fd: i32 = client.line().parse().unwrap();
-        interception.kernel().stamp_bypass(&client.descriptor(fd)).unwrap();
+        interception.kernel().stamp(&client.descriptor(fd), waylay::listener::TrafficDirection::Outbound).unwrap();
         client.say("go");
         assert_eq!(client.output(), "direct");
         server.join().unwrap();

@@ -176,6 +176,7 @@ fn snapshot(setup: &Setup, runtime: &Runtime, version: u64) -> Snapshot {
             stats: runtime.stats.listener(&name),
             name,
             address: site.address,
+            direction: waylay::listener::TrafficDirection::Outbound,
             binding: match site.is_virtual {
                 true => Binding::Virtual,
                 false => Binding::Socket { reuse_port: ReusePort::PerWorker, backlog: 128 },

@@ -103,7 +103,7 @@ fn intercept(intercept: &Intercept) -> Value {
     let rules = |rules: &[Rule]| rules.iter().map(rule).collect::<Vec<_>>();
     json!({
         "cgroup": intercept.cgroup.display().to_string(),
-        "outbound": {"include": rules(&intercept.policy.include), "exclude": rules(&intercept.policy.exclude)},
+        "outbound": {"include": rules(&intercept.outbound.include), "exclude": rules(&intercept.outbound.exclude)},
         "on_agent_loss": match intercept.on_agent_loss {
             OnAgentLoss::Allow => "allow",
             OnAgentLoss::Refuse => "refuse",

@@ -22,6 +22,7 @@ use tokio::net::{TcpStream, UdpSocket};
 
 use crate::cluster::DnsLookupFamily;
 use crate::cluster::connect::open;
+use crate::place::Behalf;
 use crate::worker::Shared;
 
 /// Resolves names as the system is configured to.
@@ -247,9 +248,10 @@ impl RuntimeProvider for Stamped {
     ) -> Pin<Box<dyn Send + Future<Output = Result<Self::Tcp, io::Error>>>> {
         let shared = self.shared.clone();
         Box::pin(async move {
+            let behalf = Behalf::agent();
             // Not `kernel_attached`: the first answers are awaited before the kernel's side is attached, on the thread
             // that attaches it; until then nothing is intercepted.
-            let connecting = open(shared.kernel(), server);
+            let connecting = open(shared.kernel(), &behalf, server);
             // hickory's own default.
             let wait_for = wait_for.unwrap_or(Duration::from_secs(5));
             let stream = tokio::time::timeout(wait_for, connecting).await.map_err(io::Error::from)??;

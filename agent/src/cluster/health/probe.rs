@@ -20,6 +20,7 @@ use super::state::Verdict;
 use crate::cluster::connect::{Reason, open};
 use crate::cluster::{HealthCheck, HealthCheckKind, UpstreamProtocol};
 use crate::kernel::Kernel;
+use crate::place::Behalf;
 
 /// How much of an answer a TCP check reads in search of what it expects.
 const TCP_ANSWER_LIMIT_BYTES: usize = 64 * 1024;
@@ -85,7 +86,7 @@ impl fmt::Display for Failure {
 
 /// Asks once.
 pub(super) async fn probe(check: &HealthCheck, subject: &Subject, kernel: Option<&Kernel>) -> Result<(), Failure> {
-    let stream = open(kernel, subject.endpoint.address.socket()).await?;
+    let stream = open(kernel, &Behalf::agent(), subject.endpoint.address.socket()).await?;
     match &check.kind {
         HealthCheckKind::Tcp { send, receive } => tcp(stream, send.as_deref(), receive).await,
         HealthCheckKind::Http { path, host, expected_statuses, retriable_statuses } => {

@@ -62,7 +62,17 @@ fn intercepted(resolver: &mut Resolver<'_>, config: &Config, raw: &RawIntercept,
             resolver.warn(&path.field("cgroup"), message);
         }
     }
-    Some(Intercept { cgroup, policy, redirect, on_agent_loss: raw.on_agent_loss, handover_entries: handover_entries? })
+    Some(Intercept {
+        cgroup,
+        host: true,
+        processes: Vec::new(),
+        outbound: policy,
+        inbound: None,
+        pods: None,
+        redirect,
+        on_agent_loss: raw.on_agent_loss,
+        handover_entries: handover_entries?,
+    })
 }
 
 /// At most one address of each family, each one that another program can accept on.

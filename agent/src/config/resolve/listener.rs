@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::{Resolver, http, limit};
 use crate::config::diagnostic::Path;
 use crate::config::raw::{Config, listener as raw};
+use crate::listener::TrafficDirection;
 use crate::listener::chain::{ChainMatch, FilterChain, FilterChains, TransportProtocol};
 use crate::listener::dispatch::{ListenerConflict, Listeners};
 use crate::listener::{
@@ -117,6 +118,7 @@ fn listener(resolver: &mut Resolver<'_>, raw: &raw::Listener, path: &Path<'_>) -
     ok?;
     Some(Listener {
         address: crate::addr::canonical(raw.address),
+        direction: TrafficDirection::Outbound,
         binding,
         hand_off: if raw.use_original_dst { HandOff::ByOriginalDst } else { HandOff::Stay },
         listener_filters: filters?,

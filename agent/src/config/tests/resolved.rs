@@ -41,7 +41,7 @@ fn what_is_not_given_gets_its_default() {
     let intercept = snapshot.intercept.as_ref().expect("implied by the listener");
     assert_eq!(intercept.cgroup.to_str(), Some("/"));
     assert_eq!((intercept.on_agent_loss, intercept.handover_entries), (OnAgentLoss::Allow, 65_536));
-    assert!(intercept.policy.include.is_empty() && intercept.policy.exclude.is_empty());
+    assert!(intercept.outbound.include.is_empty() && intercept.outbound.exclude.is_empty());
     assert_eq!(snapshot.admin.prometheus, "127.0.0.1:15090".parse().ok());
     assert_eq!(snapshot.admin.readiness, "127.0.0.1:15021".parse().ok());
     assert_eq!(snapshot.access_log.len(), 1);

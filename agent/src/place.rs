@@ -1,0 +1,136 @@
+//! Where a connection lives: in the agent's own network namespace, or in that of a workload that is enrolled.
+//!
+//! Before: [`crate::server`], which enrols workloads and opens listening sockets in their namespaces. After:
+//! [`crate::pipeline`]: every connection knows its place, and the agent's connections to endpoints are made there too, so
+//! that addresses, routes and network policies stay those of the workload.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+use tokio::net::TcpSocket;
+use tokio::sync::SetOnce;
+
+use crate::addr::OrigDstAddr;
+use crate::drain::Drain;
+use crate::listener::TrafficDirection;
+use crate::netns::{Netns, NetnsThread};
+use crate::workload::Workload;
+
+/// One network namespace from which connections are served.
+pub struct Place {
+    inside: Option<Inside>,
+    workload: ArcSwapOption<Workload>,
+    gone: SetOnce<()>,
+}
+
+struct Inside {
+    netns: Arc<Netns>,
+    thread: NetnsThread,
+}
+
+impl Place {
+    /// The agent's own namespace.
+    pub fn host() -> Arc<Self> {
+        Arc::new(Self { inside: None, workload: ArcSwapOption::empty(), gone: SetOnce::new() })
+    }
+
+    /// The namespace of `workload`.
+    pub fn of(workload: Arc<Workload>, netns: Arc<Netns>, thread: NetnsThread) -> Arc<Self> {
+        let workload = ArcSwapOption::new(Some(workload));
+        Arc::new(Self { inside: Some(Inside { netns, thread }), workload, gone: SetOnce::new() })
+    }
+
+    /// The cookie of its namespace; 0 for the agent's own. Two places with the same id are the same namespace.
+    pub fn id(&self) -> u64 {
+        self.inside.as_ref().map_or(0, |inside| inside.netns.cookie())
+    }
+
+    /// Its namespace; `None` for the agent's own.
+    pub fn netns(&self) -> Option<&Arc<Netns>> {
+        self.inside.as_ref().map(|inside| &inside.netns)
+    }
+
+    /// Whose it is, as last heard; `None` for the agent's own.
+    pub fn workload(&self) -> Option<Arc<Workload>> {
+        self.workload.load_full()
+    }
+
+    /// The runtime tells of its workload anew (labels and annotations change).
+    pub fn rename(&self, workload: Arc<Workload>) {
+        self.workload.store(Some(workload));
+    }
+
+    /// Does `job` inside its namespace. It must not block.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered.
+    pub async fn run<R: Send + 'static>(&self, job: impl FnOnce() -> R + Send + 'static) -> io::Result<R> {
+        match &self.inside {
+            None => Ok(job()),
+            Some(Inside { netns, thread }) => thread.run(netns, job).await,
+        }
+    }
+
+    /// A TCP socket in its namespace, of the family of `address`.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered, or there is no socket to be had.
+    pub async fn socket(&self, address: SocketAddr) -> io::Result<TcpSocket> {
+        let make = move || if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+        match &self.inside {
+            None => make(),
+            Some(_) => self.run(make).await?,
+        }
+    }
+
+    /// Ends everything that lives here.
+    pub fn leave(&self) {
+        // It fails when it was said before.
+        let _ = self.gone.set(());
+    }
+
+    /// Resolves once the workload is gone; never for the agent's own namespace.
+    pub async fn gone(&self) {
+        self.gone.wait().await;
+    }
+
+    /// Whether the workload is gone.
+    pub fn is_gone(&self) -> bool {
+        self.gone.initialized()
+    }
+}
+
+impl fmt::Debug for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Place").field("id", &self.id()).field("workload", &self.workload()).finish_non_exhaustive()
+    }
+}
+
+/// On whose behalf the agent connects to an endpoint.
+#[derive(Clone, Debug)]
+pub struct Behalf {
+    /// Where the socket is made.
+    pub place: Arc<Place>,
+    /// Of the connection that is served. What goes to an application by the inbound side must not be taken again.
+    pub direction: TrafficDirection,
+    /// Where the client wanted to go; `None` on a listener that is addressed directly.
+    pub original_dst: Option<OrigDstAddr>,
+}
+
+impl Behalf {
+    /// Resolves when the connection must end now, with the reason in words.
+    pub async fn cut(&self, drain: &Drain) -> &'static str {
+        tokio::select! {
+            () = drain.closing() => "drain deadline",
+            () = self.place.gone() => "the workload is gone",
+        }
+    }
+
+    /// Its own: health checks and name resolution, from its own namespace.
+    pub fn agent() -> Self {
+        Self { place: Place::host(), direction: TrafficDirection::Outbound, original_dst: None }
+    }
+}
