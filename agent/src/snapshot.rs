@@ -17,7 +17,7 @@ use crate::http::route::RouteConfig;
 use crate::kernel::{OnAgentLoss, Policy};
 use crate::listener::dispatch::Listeners;
 use crate::telemetry::stats::Registry;
-use crate::workload::{Selector, WorkloadMatch};
+use crate::workload::{RuntimeAddress, Selector, WorkloadMatch};
 
 /// One configuration, resolved.
 #[derive(Debug)]
@@ -113,8 +113,8 @@ pub enum FromNode {
 /// Which pods and containers are enrolled, and how they are found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pods {
-    /// Runtimes as configured; empty: those whose usual socket is there.
-    pub runtimes: Vec<String>,
+    /// Empty: those whose usual socket is there.
+    pub runtimes: Vec<RuntimeAddress>,
     /// Between two looks, where a runtime tells of no changes itself.
     pub poll_interval: Duration,
     /// Any of these.

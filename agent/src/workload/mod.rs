@@ -3,6 +3,13 @@
 //! Before: the runtimes' sockets. After: [`crate::server`], which enrols those that are selected, and records, traces and
 //! routes, which name them.
 
+pub mod cri;
+pub mod docker;
+mod netns;
+pub mod runtime;
+pub mod select;
+pub mod watch;
+
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::IpAddr;
@@ -10,6 +17,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::Serialize;
+
+pub use netns::{NetnsError, netns_of};
+pub use runtime::RuntimeAddress;
+pub use select::{Decision, decide};
+pub use watch::{Discovery, Found};
 
 /// A pod or container.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
