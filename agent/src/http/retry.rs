@@ -32,8 +32,9 @@ pub struct RequestFacts<'a> {
     pub method: &'a Method,
     /// The same bytes can be sent again.
     pub replayable: bool,
-    /// Endpoints of the cluster that take traffic.
-    pub endpoints: usize,
+    /// Endpoints of the cluster that take traffic and were not tried for this request. Not all that take traffic: the one
+    /// that just refused may have been taken out in the meantime, and then its absence must not hide the others.
+    pub untried: usize,
 }
 
 /// What happens after a try that failed.
@@ -60,8 +61,7 @@ pub fn after_failure(
         return Verdict::GiveUp;
     }
     let connect = matches!(failure.kind, FailureKind::ConnectFailed | FailureKind::ConnectTimeout);
-    let others = (request.endpoints as u64) > u64::from(tried.connects);
-    if connect && others && tried.connects < MAX_CONNECT_ATTEMPTS {
+    if connect && request.untried > 0 && tried.connects < MAX_CONNECT_ATTEMPTS {
         return Verdict::Free;
     }
     if tried.replaced == 0 && is_safe_to_repeat(failure, request.method) {
@@ -154,16 +154,22 @@ mod tests {
     }
 
     fn facts(method: &Method) -> RequestFacts<'_> {
-        RequestFacts { method, replayable: true, endpoints: 2 }
+        RequestFacts { method, replayable: true, untried: 1 }
     }
 
     #[test]
     fn a_connection_that_could_not_be_opened_is_no_reason_to_give_up_on_the_others() {
         let failed = Failure::from(FailureKind::ConnectFailed);
-        let after =
-            |connects| after_failure(None, facts(&Method::POST), failed, Tried { connects, ..Tried::default() });
-        assert_eq!(after(1), Verdict::Free);
-        assert_eq!(after(2), Verdict::GiveUp);
+        for (untried, connects, expected) in [
+            (1, 1, Verdict::Free),
+            (1, MAX_CONNECT_ATTEMPTS - 1, Verdict::Free),
+            (1, MAX_CONNECT_ATTEMPTS, Verdict::GiveUp),
+            (0, 1, Verdict::GiveUp),
+        ] {
+            let request = RequestFacts { untried, ..facts(&Method::POST) };
+            let after = after_failure(None, request, failed, Tried { connects, ..Tried::default() });
+            assert_eq!(after, expected, "{untried} others after {connects}");
+        }
     }
 
     #[test]

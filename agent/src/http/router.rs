@@ -95,9 +95,9 @@ async fn try_until_answered(exchange: &mut Exchange, request: Forward<'_>) -> Re
             }),
             Err(failure) => {
                 note(&mut tried, *failure);
-                let usable = cluster.endpoints.load().usable().len();
                 let method = &request.outgoing.method;
-                let facts = RequestFacts { method, replayable: upload.is_replayable(), endpoints: usable };
+                let untried = untried(cluster, &endpoints);
+                let facts = RequestFacts { method, replayable: upload.is_replayable(), untried };
                 after_failure(policy, facts, *failure, tried)
             }
         };
@@ -116,6 +116,12 @@ async fn try_until_answered(exchange: &mut Exchange, request: Forward<'_>) -> Re
             (verdict, _) => return conclude(exchange, cluster, result, verdict, tried),
         }
     }
+}
+
+/// How many endpoints take traffic and are not among `tried`.
+fn untried(cluster: &Cluster, tried: &[EndpointAddr]) -> usize {
+    let endpoints = cluster.endpoints.load();
+    endpoints.usable().iter().filter(|member| !tried.contains(&member.endpoint.address)).count()
 }
 
 fn is_connect(failure: Failure) -> bool {
