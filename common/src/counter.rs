@@ -45,6 +45,8 @@ counters! {
     PassedDraining = "passed_draining",
     /// Left alone because the network namespace is not enrolled.
     PassedNetns = "passed_netns",
+    /// Left alone because the process is none of those that intercept.processes names.
+    PassedNotChosen = "passed_not_chosen",
     /// Left alone because the socket is bound to a device, from which the listener of the agent cannot be reached.
     PassedBoundDevice = "passed_bound_device",
     /// IPv6 link-local destinations, left alone: the hook is not told their interface.

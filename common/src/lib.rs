@@ -7,11 +7,14 @@
 #![cfg_attr(not(any(test, feature = "user")), no_std)]
 
 pub mod addr;
+#[cfg(feature = "user")]
+pub mod bpf;
 pub mod counter;
 pub mod event;
 pub mod flow;
 pub mod limits;
 pub mod policy;
+pub mod processes;
 pub mod settings;
 #[cfg(feature = "user")]
 pub mod user;

@@ -106,6 +106,8 @@ pub struct Facts<'a> {
     pub bound_to_device: bool,
     pub redirecting: bool,
     pub netns_enrolled: bool,
+    /// The caller is one of the processes whose connections are taken.
+    pub chosen: bool,
     /// The destination itself is in the exempt map.
     pub exempt: bool,
     /// The wildcard address with the destination's port is in the exempt map.
@@ -172,6 +174,9 @@ fn socket_out_of_scope(facts: &Facts<'_>) -> Option<Counter> {
     }
     if !facts.netns_enrolled {
         return Some(Counter::PassedNetns);
+    }
+    if !facts.chosen {
+        return Some(Counter::PassedNotChosen);
     }
     if facts.bound_to_device {
         return Some(Counter::PassedBoundDevice);

@@ -46,6 +46,7 @@ fn ours<'a>(rules: &'a PortRules, settings: &'a Settings) -> Facts<'a> {
         bound_to_device: false,
         redirecting: true,
         netns_enrolled: true,
+        chosen: true,
         exempt: false,
         wildcard_exempt: false,
         rules: Some(rules),
@@ -78,6 +79,7 @@ fn the_verdict_is_the_first_reason_that_holds() {
     check("refused already", |f, _, _| f.refused_by_other = true, Pass(PassedRefusedByOther));
     check("draining", |f, _, _| f.redirecting = false, Pass(PassedDraining));
     check("foreign netns", |f, _, _| f.netns_enrolled = false, Pass(PassedNetns));
+    check("not chosen", |f, _, _| f.chosen = false, Pass(PassedNotChosen));
     check("device", |f, _, _| f.bound_to_device = true, Pass(PassedBoundDevice));
     check(
         "link-local",
@@ -155,6 +157,7 @@ proptest! {
             bound_to_device: flags[2],
             redirecting: flags[3],
             netns_enrolled: flags[4],
+            chosen: true,
             exempt: flags[5],
             wildcard_exempt: flags[6],
             rules: Some(&rules),

@@ -30,10 +30,25 @@ pub struct Settings {
     pub redirect_v6: Endpoint,
     /// The agent's pid, in its own pid namespace.
     pub agent_pid: u32,
-    pub reserved: u32,
+    placement: u32,
 }
 
 const _: () = assert!(size_of::<Settings>() == 72);
+
+/// Where the connect hooks of an instance run among those of others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Placement {
+    /// At their cgroup, after what is attached below it and after what was there before.
+    #[default]
+    Last,
+    /// At their cgroup, before all that is attached there or below.
+    First,
+    /// At a cgroup above their own, before all that is attached there or below; they act only for callers of their own
+    /// cgroup, which lies this far below the root of the hierarchy.
+    Above(u32),
+}
+
+const FIRST: u32 = 1 << 31;
 
 impl Settings {
     /// What stands for settings that cannot be read: of no layout at all.
@@ -53,7 +68,27 @@ impl Settings {
             redirect_v4: Endpoint::NONE,
             redirect_v6: Endpoint::NONE,
             agent_pid,
-            reserved: 0,
+            placement: 0,
+        }
+    }
+
+    #[must_use]
+    pub const fn with_placement(mut self, placement: Placement) -> Self {
+        self.placement = match placement {
+            Placement::Last => 0,
+            Placement::First => FIRST,
+            Placement::Above(level) => FIRST | level,
+        };
+        self
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn placement(&self) -> Placement {
+        match (self.placement & FIRST, self.placement & !FIRST) {
+            (0, _) => Placement::Last,
+            (_, 0) => Placement::First,
+            (_, level) => Placement::Above(level),
         }
     }
 
@@ -76,10 +111,12 @@ pub enum Switch {
     Tracing = 2,
     /// The generation of the policy in force; 0: none written yet.
     Generation = 3,
+    /// Which of the two process tables is in force.
+    Processes = 4,
 }
 
 impl Switch {
-    pub const COUNT: u32 = 4;
+    pub const COUNT: u32 = 5;
 }
 
 /// Key of the exempt map: an address that is never redirected, within one network namespace.

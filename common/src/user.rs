@@ -11,6 +11,7 @@ use crate::{
     event::RawEvent,
     flow::{FlowKey, HandoverEntry, SocketState},
     policy::{PolicyKey, PortRules},
+    processes::ProcessTable,
     settings::{ExemptKey, Settings},
 };
 
@@ -22,7 +23,19 @@ macro_rules! pod {
     )+};
 }
 
-pod!(Ip, Endpoint, FlowKey, HandoverEntry, SocketState, Settings, ExemptKey, PolicyKey, PortRules, RawEvent);
+pod!(
+    Ip,
+    Endpoint,
+    FlowKey,
+    HandoverEntry,
+    SocketState,
+    Settings,
+    ExemptKey,
+    PolicyKey,
+    PortRules,
+    ProcessTable,
+    RawEvent
+);
 
 macro_rules! from_bytes {
     ($($ty:ty),+ $(,)?) => {$(

@@ -7,7 +7,7 @@
 use aya_ebpf::{
     bindings::{bpf_sock, bpf_sock_addr},
     btf_maps::lpm_trie::Key,
-    helpers::generated::{bpf_get_netns_cookie, bpf_get_retval, bpf_set_retval},
+    helpers::generated::{bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_get_retval, bpf_set_retval},
     programs::SockAddrContext,
 };
 use waylay_common::{
@@ -16,13 +16,13 @@ use waylay_common::{
     event::RawEvent,
     flow::{ProcessStamp, Role, SocketState},
     policy::{Facts, PolicyKey, PortRules, Verdict, decide},
-    settings::{ExemptKey, Settings, Switch},
+    settings::{ExemptKey, Placement, Settings, Switch},
 };
 
 use crate::{
     hook::{self, DENY, PROCEED, Sockets, read, write},
     log,
-    maps::{WAYLAY_EVENTS, WAYLAY_EXEMPT, WAYLAY_NETNS, WAYLAY_POLICY, WAYLAY_SETTINGS},
+    maps::{WAYLAY_EVENTS, WAYLAY_EXEMPT, WAYLAY_NETNS, WAYLAY_POLICY, WAYLAY_PROCS, WAYLAY_SETTINGS},
 };
 
 const ECONNREFUSED: i32 = 111;
@@ -40,6 +40,11 @@ pub fn run(ctx: &SockAddrContext, family: Family) -> i32 {
         hook::count(Counter::PassedUnconfigured);
         return PROCEED;
     };
+    if let Placement::Above(level) = settings.placement()
+        && ancestor(level) != settings.cgroup_id
+    {
+        return PROCEED;
+    }
     let addr = ctx.sock_addr;
     let sk = read!(addr, __bindgen_anon_1.sk);
     let destination = destination(addr, sk, family);
@@ -47,8 +52,8 @@ pub fn run(ctx: &SockAddrContext, family: Family) -> i32 {
     let netns_cookie = unsafe { bpf_get_netns_cookie(addr.cast()) };
     let sockets = Sockets::of(sk);
 
-    let verdict = verdict(addr, sk, family, destination, netns_cookie, sockets.role(), settings);
     let process = hook::caller(netns_cookie);
+    let verdict = verdict(addr, sk, family, destination, &process, sockets.role(), settings);
     let counter = carry_out(verdict, addr, sockets, family, destination, &process);
     hook::count(counter);
     if hook::switch(Switch::Tracing) != 0 {
@@ -85,10 +90,11 @@ fn verdict(
     sk: *mut bpf_sock,
     family: Family,
     destination: Endpoint,
-    netns_cookie: u64,
+    process: &ProcessStamp,
     role: Option<Role>,
     settings: &Settings,
 ) -> Verdict {
+    let netns_cookie = process.netns_cookie;
     let wildcard = Endpoint::new(destination.ip().wildcard(), destination.port());
     decide(&Facts {
         protocol: read!(addr, protocol),
@@ -100,12 +106,26 @@ fn verdict(
         bound_to_device: read!(sk, bound_dev_if) != 0,
         redirecting: hook::switch(Switch::Redirecting) != 0,
         netns_enrolled: WAYLAY_NETNS.get_ptr(netns_cookie).is_some(),
+        chosen: chosen(process),
         exempt: WAYLAY_EXEMPT.get_ptr(ExemptKey::new(netns_cookie, destination)).is_some(),
         wildcard_exempt: WAYLAY_EXEMPT.get_ptr(ExemptKey::new(netns_cookie, wildcard)).is_some(),
         rules: rules(destination.ip()),
         heartbeat_age_ns: hook::now_ns().saturating_sub(hook::switch(Switch::Heartbeat)),
         settings,
     })
+}
+
+/// Is the caller one of the processes whose connections are taken?
+#[inline(always)]
+fn chosen(process: &ProcessStamp) -> bool {
+    WAYLAY_PROCS.get(hook::switch(Switch::Processes) as u32).is_none_or(|table| table.chooses(process, ancestor))
+}
+
+/// The caller's cgroup at a level of the hierarchy, whose root is level 0; 0 where it lies higher.
+#[inline(always)]
+fn ancestor(level: u32) -> u64 {
+    // SAFETY: takes a number; allowed in connect hooks since Linux 5.7, which run in the caller's context.
+    unsafe { bpf_get_current_ancestor_cgroup_id(level as i32) }
 }
 
 /// The policy's node for `ip`. The agent may swap the policy between the two reads, so a miss is tried once more.

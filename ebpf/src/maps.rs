@@ -12,6 +12,7 @@ use waylay_common::{
     flow::{FlowKey, HandoverEntry, SocketState},
     limits,
     policy::{PolicyKey, PortRules},
+    processes::ProcessTable,
     settings::{ExemptKey, ExemptOwner, Settings, Switch},
 };
 
@@ -58,3 +59,8 @@ pub static WAYLAY_LOGGED: PerCpuArray<u64, { Counter::COUNT as usize }> = PerCpu
 /// Decisions, while somebody traces. Full: the event is dropped and counted.
 #[btf_map]
 pub static WAYLAY_EVENTS: RingBuf<RawEvent, { limits::EVENT_RING_BYTES as usize }> = RingBuf::new();
+
+/// Whose connections are taken: two tables, of which [`Switch::Processes`] names the one in force. Written by the agent,
+/// the other one before it changes over; read by the connect hooks.
+#[btf_map]
+pub static WAYLAY_PROCS: Array<ProcessTable, 2> = Array::new();

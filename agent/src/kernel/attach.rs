@@ -6,18 +6,26 @@
 //! the intercepted cgroup, and the accepted socket's, in the cgroup in which the agent's listening socket was created.
 //! Where one of the two cgroups covers the other, they are attached there only, or they would run twice.
 
-use std::path::Path;
+use std::{
+    os::fd::{AsFd as _, OwnedFd},
+    path::{Path, PathBuf},
+};
 
 use aya::programs::{
     CgroupAttachMode, ProgramError,
     cgroup_sockopt::CgroupSockoptLink,
-    links::{FdLink, LinkError, PinnedLink},
+    links::{FdLink, LinkError},
+};
+use waylay_common::{
+    bpf::{self, CgroupHook, Order},
+    settings::Placement,
 };
 
 use super::{
     KernelError,
     cgroup::Cgroup,
     load::{Loaded, name},
+    neighbours::Place,
     pins,
 };
 
@@ -26,15 +34,20 @@ const MODE: CgroupAttachMode = CgroupAttachMode::Single;
 
 /// The links of one instance; dropping them detaches, connect first.
 pub(super) struct Links {
-    connect: Vec<(&'static str, FdLink)>,
-    pinned: Vec<PinnedLink>,
+    connect: Vec<(&'static str, OwnedFd)>,
+    pinned: Vec<(PathBuf, OwnedFd)>,
     others: Vec<FdLink>,
     sockopt: Vec<CgroupSockoptLink>,
 }
 
 impl Links {
     /// Attaches everything, the connect hooks last: what they redirect finds the rest in place.
-    pub(super) fn attach(loaded: &mut Loaded, cgroup: &Cgroup, own: &Cgroup) -> Result<Self, KernelError> {
+    pub(super) fn attach(
+        loaded: &mut Loaded,
+        cgroup: &Cgroup,
+        own: &Cgroup,
+        place: &Place,
+    ) -> Result<Self, KernelError> {
         let both_sides = both_sides(cgroup, own);
         let mut others = Vec::new();
         let mut sockopt = Vec::new();
@@ -51,8 +64,8 @@ impl Links {
         for name in [name::PEER4, name::PEER6] {
             others.push(sock_addr(loaded, name, cgroup)?);
         }
-        let connect4 = sock_addr(loaded, name::CONNECT4, cgroup)?;
-        let connect6 = sock_addr(loaded, name::CONNECT6, cgroup)?;
+        let connect4 = connect(loaded, (name::CONNECT4, CgroupHook::Connect4), cgroup, place)?;
+        let connect6 = connect(loaded, (name::CONNECT6, CgroupHook::Connect6), cgroup, place)?;
         Ok(Self {
             connect: vec![(name::CONNECT4, connect4), (name::CONNECT6, connect6)],
             pinned: Vec::new(),
@@ -65,15 +78,18 @@ impl Links {
     /// connections that the agent holds, and go with it.
     pub(super) fn pin(&mut self, dir: &Path) -> Result<(), KernelError> {
         for (name, link) in self.connect.drain(..) {
-            self.pinned.push(pins::pin(link, &dir.join(name))?);
+            let path = dir.join(name);
+            pins::pin(&link, &path)?;
+            self.pinned.push((path, link));
         }
         Ok(())
     }
 
     /// Takes the pins away, so that the hooks go with their links again.
     pub(super) fn unpin(&mut self) -> Result<(), KernelError> {
-        for pinned in self.pinned.drain(..) {
-            pinned.unpin().map_err(|source| KernelError::io("removing a pinned link", source))?;
+        for (path, _link) in self.pinned.drain(..) {
+            std::fs::remove_file(&path)
+                .map_err(|source| KernelError::io(format!("removing the pinned link {}", path.display()), source))?;
         }
         Ok(())
     }
@@ -85,6 +101,20 @@ impl Links {
         self.others.clear();
         self.sockopt.clear();
     }
+}
+
+/// aya's links know nothing of an order.
+fn connect(
+    loaded: &mut Loaded,
+    (name, hook): (&'static str, CgroupHook),
+    cgroup: &Cgroup,
+    place: &Place,
+) -> Result<OwnedFd, KernelError> {
+    let cgroup = place.above.as_ref().unwrap_or(cgroup);
+    let program = loaded.sock_addr(name)?.fd().map_err(|source| failed(name, cgroup, source))?;
+    let order = if place.placement == Placement::Last { Order::Last } else { Order::First };
+    bpf::attach_cgroup(program.as_fd(), cgroup.dir().as_fd(), hook, order)
+        .map_err(|source| KernelError::io(format!("attaching {name} to {}", cgroup.path().display()), source))
 }
 
 fn sock_addr(loaded: &mut Loaded, name: &'static str, cgroup: &Cgroup) -> Result<FdLink, KernelError> {

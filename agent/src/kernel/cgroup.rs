@@ -67,6 +67,20 @@ impl Cgroup {
         self.id
     }
 
+    /// How far it lies below the root of the whole hierarchy, which is at 0: what the kernel's hooks count by. From inside
+    /// a cgroup namespace that root is out of sight, and only a kernel thread, which sits there, tells how far up it is.
+    ///
+    /// # Errors
+    /// Our path, when it cannot be told.
+    pub(super) fn level(&self) -> Result<u32, PathBuf> {
+        let unknown = || self.path.clone();
+        let mount = mount_point().map_err(|_| unknown())?;
+        let below = self.path.strip_prefix(&mount).map_err(|_| unknown())?.components().count();
+        let root = fs::metadata(&mount).map_err(|_| unknown())?;
+        let above = if root.ino() == ROOT_ID { 0 } else { namespace_depth().ok_or_else(unknown)? };
+        u32::try_from(below + above).map_err(|_| unknown())
+    }
+
     pub(super) fn dir(&self) -> &File {
         &self.dir
     }
@@ -81,6 +95,25 @@ impl Cgroup {
     pub(super) fn is_covered_by(&self, id: u64) -> bool {
         self.path.ancestors().any(|path| fs::metadata(path).is_ok_and(|metadata| metadata.ino() == id))
     }
+}
+
+/// The id of the root of the hierarchy.
+const ROOT_ID: u64 = 1;
+
+/// How far the root of this cgroup namespace lies below that of the hierarchy.
+fn namespace_depth() -> Option<usize> {
+    // The first kernel thread, where the host's pids are to be seen.
+    if fs::read_to_string("/proc/2/comm").ok()?.trim() != "kthreadd" {
+        return None;
+    }
+    depth_seen(&fs::read_to_string("/proc/2/cgroup").ok()?)
+}
+
+/// The way from here up to a process in the root cgroup, in the format of `/proc/<pid>/cgroup`.
+fn depth_seen(text: &str) -> Option<usize> {
+    let path = Path::new(text.lines().find_map(|line| line.strip_prefix("0::"))?);
+    let mut parts = path.components().filter(|part| *part != Component::RootDir);
+    parts.all(|part| part == Component::ParentDir).then(|| path.components().count() - 1)
 }
 
 /// Where the cgroup v2 file system is mounted.
@@ -145,6 +178,19 @@ mod tests {
     fn a_cgroup_is_named_by_its_path_below_the_mount() {
         for (named, expected) in [("/", "/m"), ("/user.slice", "/m/user.slice"), ("a/b", "/m/a/b")] {
             assert_eq!(below("/m".into(), Path::new(named)), Path::new(expected), "{named}");
+        }
+    }
+
+    #[test]
+    fn a_process_in_the_root_tells_how_deep_a_namespace_is() {
+        for (text, expected) in [
+            ("0::/\n", Some(0)),
+            ("4:memory:/x\n0::/..\n", Some(1)),
+            ("0::/../../..\n", Some(3)),
+            ("0::/../system.slice\n", None),
+            ("4:memory:/\n", None),
+        ] {
+            assert_eq!(depth_seen(text), expected, "{text}");
         }
     }
 

@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, path::PathBuf};
 use aya::{EbpfError, maps::MapError, programs::ProgramError};
 use thiserror::Error;
 
-use super::policy::PolicyError;
+use super::{policy::PolicyError, processes::ProcessError};
 
 /// An error of the kernel side.
 #[derive(Debug, Error)]
@@ -45,6 +45,8 @@ pub enum KernelError {
     Rival { pid: u32, cgroup: PathBuf },
     #[error("the interception policy cannot be put into the kernel")]
     Policy(#[from] PolicyError),
+    #[error("intercept.processes: {0}")]
+    Processes(#[from] ProcessError),
     #[error("the kernel refused the programs of this build")]
     Load(#[source] Box<EbpfError>),
     #[error("the kernel refused to {doing}")]

@@ -12,7 +12,7 @@ use serde::Serialize;
 use waylay_common::{
     LAYOUT,
     policy::{PortRange, PortRules},
-    settings::{OnAgentLoss, Settings, Switch},
+    settings::{OnAgentLoss, Placement, Settings, Switch},
 };
 
 pub use super::sockets::SocketRow;
@@ -117,7 +117,7 @@ pub fn instances() -> Result<Vec<Instance>, KernelError> {
     Ok(instances)
 }
 
-const OUR_PROGRAMS: [&str; 6] = [
+pub(super) const OUR_PROGRAMS: [&str; 6] = [
     load::name::CONNECT4,
     load::name::CONNECT6,
     load::name::SOCKOPS,
@@ -127,7 +127,7 @@ const OUR_PROGRAMS: [&str; 6] = [
 ];
 
 /// Programs come and go while they are listed.
-fn vanished(error: &ProgramError) -> bool {
+pub(super) fn vanished(error: &ProgramError) -> bool {
     matches!(error, ProgramError::SyscallError(error) if error.io_error.kind() == std::io::ErrorKind::NotFound)
 }
 
@@ -165,6 +165,11 @@ impl Instance {
     #[must_use]
     pub fn cgroup_id(&self) -> u64 {
         self.settings.cgroup_id
+    }
+
+    /// Where its connect hooks run among others.
+    pub(super) fn placement(&self) -> Placement {
+        if self.speaks_our_layout() { self.settings.placement() } else { Placement::Last }
     }
 
     /// Is there a process that holds it? Only the connect hooks are ever pinned, so sock_ops goes with the process.

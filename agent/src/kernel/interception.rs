@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use waylay_common::settings::{OnAgentLoss, Settings, Switch};
+use waylay_common::settings::{OnAgentLoss, Placement, Settings, Switch};
 
 use super::{
     HANDOVER_ENTRIES, HEARTBEAT_LOSS, Kernel, KernelError, Log,
@@ -23,11 +23,13 @@ use super::{
     exempt::Exemptions,
     leftovers,
     load::Loaded,
-    maps,
+    maps, neighbours,
     pins::PinDir,
     policy::{Compiled, Policy},
+    processes::Chosen,
     rival,
 };
+use crate::snapshot::ProcessRule;
 
 /// Beats between two looks for what other instances have left behind: about five seconds.
 const SWEEP_BEATS: u32 = 20;
@@ -44,6 +46,8 @@ pub struct InterceptOptions {
     /// All other bound addresses of the agent: never redirected.
     pub own_listeners: Vec<SocketAddr>,
     pub policy: Policy,
+    /// Whose connections; empty: those of all processes.
+    pub processes: Vec<ProcessRule>,
     pub on_agent_loss: OnAgentLoss,
     /// [`HANDOVER_ENTRIES`], but in tests of what happens when it is full.
     pub handover_entries: u32,
@@ -61,6 +65,7 @@ impl InterceptOptions {
             redirect_v6: None,
             own_listeners: Vec::new(),
             policy: Policy::default(),
+            processes: Vec::new(),
             on_agent_loss: OnAgentLoss::Allow,
             handover_entries: HANDOVER_ENTRIES,
             heartbeat_loss: HEARTBEAT_LOSS,
@@ -78,6 +83,7 @@ pub struct Interception {
     redirect: (bool, bool),
     redirects: Vec<SocketAddr>,
     exemptions: Mutex<Exemptions>,
+    chosen: Mutex<Chosen>,
     pins: Option<PinDir>,
     cgroup_id: u64,
     beats: AtomicU32,
@@ -98,7 +104,8 @@ impl Interception {
         let netns_cookie = own_netns_cookie()?;
 
         let mut loaded = Loaded::new(options.handover_entries)?;
-        let instance = write_settings(&loaded, options, cgroup.id())?;
+        let place = neighbours::place(&mut loaded, &cgroup)?;
+        let instance = write_settings(&loaded, options, cgroup.id(), place.placement)?;
         rival::check(&cgroup, &own, &compiled, (instance, netns_cookie))?;
         let kernel = Kernel::new(&loaded, instance, netns_cookie)?;
         let mut policy = maps::typed(maps::name::POLICY, loaded.map(maps::name::POLICY)?)?;
@@ -106,12 +113,15 @@ impl Interception {
         let exempt = loaded.map(maps::name::EXEMPT)?;
         let mut exemptions = Exemptions::new(exempt, instance, netns_cookie, &own_listeners(options))?;
         exemptions.exchange()?;
+        let tables = maps::typed(maps::name::PROCESSES, loaded.map(maps::name::PROCESSES)?)?;
+        let mut chosen = Chosen::new(tables, netns_cookie);
+        chosen.replace(&options.processes, &kernel)?;
         kernel.set(Switch::Generation, 1)?;
         kernel.set(Switch::Heartbeat, clock::monotonic_ns())?;
         kernel.set(Switch::Redirecting, 1)?;
 
         let mut interception = Self {
-            links: Links::attach(&mut loaded, &cgroup, &own)?,
+            links: Links::attach(&mut loaded, &cgroup, &own, &place)?,
             kernel,
             log: Some(loaded.log()?),
             policy,
@@ -119,6 +129,7 @@ impl Interception {
             redirect,
             redirects: redirects(options).collect(),
             exemptions: Mutex::new(exemptions),
+            chosen: Mutex::new(chosen),
             pins: None,
             cgroup_id: cgroup.id(),
             beats: AtomicU32::new(0),
@@ -157,6 +168,14 @@ impl Interception {
         Ok(())
     }
 
+    /// Takes the connections of other processes from now on; those of all when `rules` is empty.
+    ///
+    /// # Errors
+    /// A rule names nobody, or there are too many; what was chosen before stays.
+    pub fn replace_processes(&self, rules: &[ProcessRule]) -> Result<(), KernelError> {
+        lock(&self.chosen).replace(rules, &self.kernel)
+    }
+
     /// The agent listens at other addresses: these are never redirected from now on, nor those it redirects to.
     ///
     /// # Errors
@@ -174,6 +193,7 @@ impl Interception {
     /// The maps cannot be written.
     pub fn heartbeat(&self) -> Result<(), KernelError> {
         self.kernel.set(Switch::Heartbeat, clock::monotonic_ns())?;
+        lock(&self.chosen).refresh(&self.kernel)?;
         if self.beats.fetch_add(1, Ordering::Relaxed) % SWEEP_BEATS == 1
             && let Err(error) = self.sweep()
         {
@@ -226,9 +246,15 @@ impl Drop for Interception {
 }
 
 /// Fills the settings map and returns its kernel id, by which the instance is known.
-fn write_settings(loaded: &Loaded, options: &InterceptOptions, cgroup_id: u64) -> Result<u32, KernelError> {
+fn write_settings(
+    loaded: &Loaded,
+    options: &InterceptOptions,
+    cgroup_id: u64,
+    placement: Placement,
+) -> Result<u32, KernelError> {
     let loss_ns = u64::try_from(options.heartbeat_loss.as_nanos()).unwrap_or(u64::MAX);
-    let mut settings = Settings::new(options.on_agent_loss, loss_ns, cgroup_id, std::process::id());
+    let mut settings =
+        Settings::new(options.on_agent_loss, loss_ns, cgroup_id, std::process::id()).with_placement(placement);
     if let Some(address) = options.redirect_v4 {
         settings.redirect_v4 = SocketAddr::V4(address).into();
     }

@@ -14,6 +14,7 @@ use waylay_common::{
     counter::Counter,
     flow::{FlowKey, HandoverEntry, SocketState},
     policy::{PolicyKey, PortRules},
+    processes::ProcessTable,
     settings::{ExemptKey, ExemptOwner, Settings, Switch},
 };
 
@@ -32,10 +33,12 @@ pub mod name {
     pub const EXEMPT: &str = "WAYLAY_EXEMPT";
     pub const NETNS: &str = "WAYLAY_NETNS";
     pub const COUNTERS: &str = "WAYLAY_COUNTERS";
+    pub const PROCESSES: &str = "WAYLAY_PROCS";
     pub const EVENTS: &str = "WAYLAY_EVENTS";
 }
 
 pub(super) type Settled = Array<MapData, Settings>;
+pub(super) type Processes = Array<MapData, ProcessTable>;
 pub(super) type Switches = Array<MapData, u64>;
 pub(super) type Sockets = SkStorage<MapData, SocketState>;
 pub(super) type Flows = HashMap<MapData, FlowKey, HandoverEntry>;

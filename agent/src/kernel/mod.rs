@@ -27,10 +27,13 @@ pub mod leftovers;
 mod load;
 mod log;
 mod maps;
+pub mod neighbours;
 mod pins;
 pub mod policy;
+mod processes;
 mod rival;
 mod sockets;
+mod unit;
 
 use std::time::Duration;
 
@@ -43,6 +46,7 @@ pub use handover::{Handover, Process};
 pub use interception::{InterceptOptions, Interception};
 pub use log::Log;
 pub use policy::{Policy, PolicyError, Rule};
+pub use processes::ProcessError;
 pub use waylay_common::{counter::Counter, settings::OnAgentLoss};
 
 /// How often [`Interception::heartbeat`] must be called at least.

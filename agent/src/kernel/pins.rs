@@ -5,15 +5,13 @@
 
 use std::{
     fs, io,
+    os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
 };
 
-use aya::{
-    pin::PinError,
-    programs::links::{FdLink, PinnedLink},
-};
 use nix::mount::{MsFlags, mount};
 use serde::Serialize;
+use waylay_common::bpf;
 
 use super::{KernelError, cgroup::find_mount};
 
@@ -79,14 +77,8 @@ impl PinDir {
     }
 }
 
-pub(super) fn pin(link: FdLink, path: &Path) -> Result<PinnedLink, KernelError> {
-    link.pin(path).map_err(|error| {
-        let source = match error {
-            PinError::SyscallError(error) => error.io_error,
-            other => io::Error::other(other),
-        };
-        KernelError::io(format!("pinning {}", path.display()), source)
-    })
+pub(super) fn pin(link: &OwnedFd, path: &Path) -> Result<(), KernelError> {
+    bpf::pin(link.as_fd(), path).map_err(|source| KernelError::io(format!("pinning {}", path.display()), source))
 }
 
 fn bpffs() -> Result<Option<PathBuf>, KernelError> {

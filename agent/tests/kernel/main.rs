@@ -4,6 +4,8 @@
 
 mod connections;
 mod life;
+mod neighbours;
+mod processes;
 mod world;
 
 use std::net::SocketAddr;

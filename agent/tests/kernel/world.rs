@@ -101,6 +101,15 @@ impl World {
         self.v4.local_addr().unwrap()
     }
 
+    /// A second handle on the IPv4 listener.
+    pub fn listener_v4(&self) -> TcpListener {
+        self.v4.try_clone().unwrap()
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     pub fn cgroup_id(&self) -> u64 {
         fs::metadata(&self.dir).unwrap().ino()
     }
@@ -120,9 +129,14 @@ impl World {
 
     /// Runs a command inside the cgroup.
     pub fn command(&self, command: &[&str]) -> Client {
+        Self::command_in(&self.dir, command)
+    }
+
+    /// Runs a command inside any cgroup.
+    pub fn command_in(dir: &Path, command: &[&str]) -> Client {
         let child = Command::new("sh")
             .args(["-c", "echo $$ > \"$0/cgroup.procs\" && exec \"$@\""])
-            .arg(&self.dir)
+            .arg(dir)
             .args(command)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
