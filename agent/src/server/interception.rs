@@ -66,6 +66,7 @@ pub fn options<'a>(
         redirect_v6,
         own_listeners: own_listeners(admin, listening),
         policy: intercept.outbound.clone(),
+        processes: intercept.processes.clone(),
         on_agent_loss: intercept.on_agent_loss,
         handover_entries: intercept.handover_entries,
         ..InterceptOptions::new(cgroup)
@@ -110,6 +111,15 @@ impl Attached {
         lock(&self.interception)
             .as_mut()
             .map_or(Ok(()), |interception| interception.replace_policy(&intercept.outbound))
+    }
+
+    /// Takes the connections of other processes.
+    ///
+    /// # Errors
+    /// One of them is not there; those before stay.
+    pub fn replace_processes(&self, intercept: &Intercept) -> Result<(), KernelError> {
+        let attached = lock(&self.interception);
+        attached.as_ref().map_or(Ok(()), |interception| interception.replace_processes(&intercept.processes))
     }
 
     /// The listeners are bound to these addresses from now on: none of them is redirected.

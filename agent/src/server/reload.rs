@@ -69,8 +69,12 @@ impl Serving {
         let replace_logs = logs.map_err(|error| ServerError::Config(LoadError(describe(&error))))?;
         // What is added listens already, and is served in a moment.
         let listening = added.iter().flat_map(|bound| bound.addresses.iter().copied());
-        let replaced = self.exempt(&new, listening).and_then(|()| self.replace_policy(&old, &new));
+        let replaced = self
+            .exempt(&new, listening)
+            .and_then(|()| self.replace_processes(&old, &new))
+            .and_then(|()| self.replace_policy(&old, &new));
         if let Err(error) = replaced {
+            self.restore_processes(&new, &old);
             self.exempt_bound(&old);
             return Err(error.into());
         }
@@ -94,6 +98,21 @@ impl Serving {
         match (&self.attached, &old.intercept, &new.intercept) {
             (Some(attached), Some(old), Some(new)) if old.outbound != new.outbound => attached.replace_policy(new),
             _ => Ok(()),
+        }
+    }
+
+    fn replace_processes(&self, old: &Snapshot, new: &Snapshot) -> Result<(), KernelError> {
+        match (&self.attached, &old.intercept, &new.intercept) {
+            (Some(attached), Some(old), Some(new)) if old.processes != new.processes => attached.replace_processes(new),
+            _ => Ok(()),
+        }
+    }
+
+    /// A process that was there when it was chosen may have ended since.
+    fn restore_processes(&self, new: &Snapshot, old: &Snapshot) {
+        if let Err(error) = self.replace_processes(new, old) {
+            let error = describe(&error);
+            tracing::error!(error, "the processes of the configuration before cannot be chosen again");
         }
     }
 
