@@ -69,6 +69,36 @@ counters! {
     PassedRefusedByOther = "passed_refused_by_other",
     /// Refused because the agent is lost and on_agent_loss is refuse.
     RefusedAgentLost = "refused_agent_lost",
+    /// Connections to an application that were given to the agent over IPv4; a repeated SYN counts again.
+    InboundRedirectedV4 = "inbound_redirected_v4",
+    /// Connections to an application that were given to the agent over IPv6; a repeated SYN counts again.
+    InboundRedirectedV6 = "inbound_redirected_v6",
+    /// Connections of the agent to applications on the inbound side, passed on to them.
+    InboundPassedOwnFlow = "inbound_passed_own_flow",
+    /// Arrivals left alone because the network namespace is not enrolled for them, or no longer.
+    InboundPassedNetns = "inbound_passed_netns",
+    /// Arrivals left alone because the agent is draining.
+    InboundPassedDraining = "inbound_passed_draining",
+    /// Arrivals at an IPv6 link-local address, left alone: it means nothing without its interface.
+    InboundPassedLinkLocal = "inbound_passed_link_local",
+    /// Arrivals at a listener of this agent or of another instance, left alone.
+    InboundPassedOwnListener = "inbound_passed_own_listener",
+    /// Arrivals left alone because an exclude rule matches.
+    InboundPassedExcluded = "inbound_passed_excluded",
+    /// Arrivals left alone because no include rule matches.
+    InboundPassedNotIncluded = "inbound_passed_not_included",
+    /// Arrivals left to the application because the agent is lost.
+    InboundPassedAgentLost = "inbound_passed_agent_lost",
+    /// Arrivals left to the application because the agent has no listener of this address family there.
+    InboundPassedNoListener = "inbound_passed_no_listener",
+    /// Arrivals that another program has already given to a socket of its choice.
+    InboundPassedTakenByOther = "inbound_passed_taken_by_other",
+    /// Arrivals left alone because the maps hold no policy or no settings: an error of the agent.
+    InboundPassedUnconfigured = "inbound_passed_unconfigured",
+    /// Connections of the agent to applications that were made known to the inbound hook.
+    FlowsPublished = "flows_published",
+    /// Connections of the agent to applications that could not be made known, and so were refused.
+    FlowsFull = "flows_full",
     /// Original destinations published for a handshake.
     HandoverPublished = "handover_published",
     /// Original destinations that found no room in the handover map: the agent refuses these connections.

@@ -12,6 +12,9 @@ pub enum Role {
     Accepted = 2,
     /// The agent's own socket towards an endpoint; never redirected.
     Bypass = 3,
+    /// The agent's own socket towards an application on the inbound side; never redirected, and its connection is known
+    /// to the inbound hook of its network namespace, which passes it on to the application.
+    Inbound = 4,
 }
 
 impl Role {
@@ -22,6 +25,7 @@ impl Role {
             1 => Some(Self::Client),
             2 => Some(Self::Accepted),
             3 => Some(Self::Bypass),
+            4 => Some(Self::Inbound),
             _ => None,
         }
     }
@@ -66,10 +70,16 @@ impl SocketState {
         Self { process, original_dst, role: role as u32 }
     }
 
-    /// The stamp of the agent's own sockets.
+    /// The stamp of the agent's own sockets towards endpoints.
     #[must_use]
     pub const fn bypass() -> Self {
         Self::new(Role::Bypass, Endpoint::NONE, ProcessStamp::NONE)
+    }
+
+    /// The stamp of the agent's own sockets towards applications on the inbound side.
+    #[must_use]
+    pub const fn inbound() -> Self {
+        Self::new(Role::Inbound, Endpoint::NONE, ProcessStamp::NONE)
     }
 
     /// `None`: written by something that speaks another layout.
@@ -87,7 +97,8 @@ impl SocketState {
     }
 }
 
-/// One redirected handshake: the same key from the client's side and from the agent's.
+/// One connection within a network namespace: the same key from either side. In the handover map `agent` is the agent's
+/// listener; in the map of inbound flows the agent is `client`, and `agent` is the application.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct FlowKey {
@@ -138,10 +149,10 @@ mod tests {
 
     #[test]
     fn only_the_written_roles_are_read_back() {
-        for role in [Role::Client, Role::Accepted, Role::Bypass] {
+        for role in [Role::Client, Role::Accepted, Role::Bypass, Role::Inbound] {
             assert_eq!(SocketState::bypass().with_role(role).role(), Some(role));
         }
         assert_eq!(Role::from_raw(0), None);
-        assert_eq!(Role::from_raw(4), None);
+        assert_eq!(Role::from_raw(5), None);
     }
 }

@@ -12,7 +12,9 @@ pub mod bpf;
 pub mod counter;
 pub mod event;
 pub mod flow;
+pub mod inbound;
 pub mod limits;
+pub mod netns;
 pub mod policy;
 pub mod processes;
 pub mod settings;
@@ -21,4 +23,4 @@ pub mod user;
 
 /// The layout of everything in this crate. Readers compare it with [`settings::Settings::layout`] before they decode a
 /// map; it changes whenever a shared type or the meaning of one of its fields changes.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;

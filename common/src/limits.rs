@@ -8,20 +8,29 @@ pub const HANDOVER_ENTRIES: u32 = 65_536;
 /// Trie nodes of one policy: one per distinct CIDR, and one root per address family.
 pub const POLICY_NODES: u32 = 4_096;
 
-/// The trie holds two policies: the one in force, and the one being written or, after the switch, the one before it,
-/// which a hook may still be reading.
-pub const POLICY_ENTRIES: u32 = 2 * POLICY_NODES;
+/// Trie nodes of all policies together: those in force in any network namespace, and, until the next change, those that
+/// were replaced and that a hook may still be reading. Sixteen of the largest, or ten thousand of the usual half a dozen
+/// nodes. The trie takes memory by the node, about 200 bytes each.
+pub const POLICY_ENTRIES: u32 = 16 * POLICY_NODES;
 
 /// Port ranges that one trie node can carry, per direction, after merging. The hook compares all of them, without a
 /// loop the verifier would have to bound: 16 ranges are 32 comparisons.
 pub const PORT_RANGES: usize = 16;
 
 /// Listener addresses that are never redirected: the agent's own, and those of other instances on the machine.
-/// A wildcard listener takes one entry for each address of the machine.
-pub const EXEMPT_ENTRIES: u32 = 4_096;
+/// A wildcard listener takes one entry for each address of the machine; every enrolled namespace takes a few, twice on a
+/// machine with two instances. The map takes memory by the entry.
+pub const EXEMPT_ENTRIES: u32 = 16 * NETNS_ENTRIES;
 
 /// Enrolled network namespaces: the agent's own, and one for each pod of a node.
 pub const NETNS_ENTRIES: u32 = 4_096;
+
+/// Listening sockets that inbound connections are given to: one of each address family for each network namespace.
+pub const LISTENER_ENTRIES: u32 = 2 * NETNS_ENTRIES;
+
+/// Connections of the agent to applications on the inbound side: 2^20, the most descriptors that a process may have
+/// unless the machine's `fs.nr_open` was raised. The map takes memory by the entry, about 130 bytes each.
+pub const FLOW_ENTRIES: u32 = 1 << 20;
 
 /// Bytes of the decision ring: a power of two and a multiple of the page size. About 3,000 decisions.
 pub const EVENT_RING_BYTES: u32 = 256 * 1024;

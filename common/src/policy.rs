@@ -34,12 +34,13 @@ impl PortRange {
     }
 }
 
-/// Data of the policy trie's key: an address within one generation of the policy. IPv4 stands below `::ffff:0:0/96`,
-/// so one trie holds both families.
+/// Data of the policy trie's key: an address within one policy. IPv4 stands below `::ffff:0:0/96`, so one trie holds
+/// both families. Which policy is in force where is told by [`crate::netns::NetnsEntry`].
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct PolicyKey {
-    pub generation: u32,
+    /// Never 0; given out by the agent.
+    pub policy: u32,
     pub ip: Ip,
 }
 
@@ -47,9 +48,9 @@ const _: () = assert!(size_of::<PolicyKey>() == 20);
 
 impl PolicyKey {
     /// Bits of the key before the address begins.
-    pub const GENERATION_BITS: u32 = 32;
-    /// Bits of a lookup: the generation and the whole address.
-    pub const LOOKUP_BITS: u32 = Self::GENERATION_BITS + 128;
+    pub const POLICY_BITS: u32 = 32;
+    /// Bits of a lookup: the policy and the whole address.
+    pub const LOOKUP_BITS: u32 = Self::POLICY_BITS + 128;
 }
 
 /// Value of the policy trie. The kernel finds only the longest prefix, so a node carries what all shorter prefixes
@@ -105,6 +106,7 @@ pub struct Facts<'a> {
     /// `SO_BINDTODEVICE` is set.
     pub bound_to_device: bool,
     pub redirecting: bool,
+    /// The network namespace has a policy for what its processes connect to.
     pub netns_enrolled: bool,
     /// The caller is one of the processes whose connections are taken.
     pub chosen: bool,
@@ -163,7 +165,7 @@ fn socket_out_of_scope(facts: &Facts<'_>) -> Option<Counter> {
     if facts.protocol != IPPROTO_TCP && facts.protocol != IPPROTO_MPTCP {
         return Some(Counter::PassedNotTcp);
     }
-    if facts.role == Some(Role::Bypass) {
+    if matches!(facts.role, Some(Role::Bypass | Role::Inbound)) {
         return Some(Counter::PassedBypass);
     }
     if facts.refused_by_other {

@@ -76,6 +76,7 @@ fn the_verdict_is_the_first_reason_that_holds() {
     check("connects again", |f, _, _| f.role = Some(Role::Client), Redirect { to: v4, counter: RedirectedV4 });
     check("UDP", |f, _, _| f.protocol = 17, Pass(PassedNotTcp));
     check("stamped", |f, _, _| f.role = Some(Role::Bypass), Pass(PassedBypass));
+    check("stamped for the inbound side", |f, _, _| f.role = Some(Role::Inbound), Pass(PassedBypass));
     check("refused already", |f, _, _| f.refused_by_other = true, Pass(PassedRefusedByOther));
     check("draining", |f, _, _| f.redirecting = false, Pass(PassedDraining));
     check("foreign netns", |f, _, _| f.netns_enrolled = false, Pass(PassedNetns));
@@ -137,7 +138,8 @@ proptest! {
     #[test]
     fn a_hook_never_denies_or_redirects_by_accident(
         protocol in prop_oneof![Just(6_u32), Just(17), Just(262), any::<u32>()],
-        role in prop_oneof![Just(None), Just(Some(Role::Client)), Just(Some(Role::Accepted)), Just(Some(Role::Bypass))],
+        role in prop_oneof![Just(None), Just(Some(Role::Client)), Just(Some(Role::Accepted)), Just(Some(Role::Bypass)),
+            Just(Some(Role::Inbound))],
         destination: SocketAddr,
         flags: [bool; 8],
         include: (u16, u16),
@@ -171,7 +173,7 @@ proptest! {
                 prop_assert!(rules.includes(destination.port()) && !rules.excludes(destination.port()));
             }
             Verdict::Redirect { to, .. } => {
-                prop_assert!(!lost && role != Some(Role::Bypass) && protocol != 17 && !facts.exempt);
+                prop_assert!(!lost && !matches!(role, Some(Role::Bypass | Role::Inbound)) && protocol != 17 && !facts.exempt);
                 prop_assert!(facts.redirecting && facts.netns_enrolled && !facts.refused_by_other);
                 prop_assert!(rules.includes(destination.port()) && !rules.excludes(destination.port()));
                 prop_assert_eq!(to.ip().is_v4(), facts.destination.ip().is_v4());

@@ -103,20 +103,18 @@ impl Settings {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
 pub enum Switch {
-    /// `CLOCK_MONOTONIC` of the agent's last sign of life, nanoseconds.
+    /// `CLOCK_MONOTONIC` of the agent's last sign of life, nanoseconds; 0: the agent is still starting.
     Heartbeat = 0,
     /// Nonzero: redirect. Zero: the agent drains.
     Redirecting = 1,
     /// Nonzero: somebody reads the decision ring.
     Tracing = 2,
-    /// The generation of the policy in force; 0: none written yet.
-    Generation = 3,
     /// Which of the two process tables is in force.
-    Processes = 4,
+    Processes = 3,
 }
 
 impl Switch {
-    pub const COUNT: u32 = 5;
+    pub const COUNT: u32 = 4;
 }
 
 /// Key of the exempt map: an address that is never redirected, within one network namespace.

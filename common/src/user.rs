@@ -10,6 +10,7 @@ use crate::{
     addr::{Endpoint, Ip},
     event::RawEvent,
     flow::{FlowKey, HandoverEntry, SocketState},
+    netns::{ListenerKey, NetnsEntry},
     policy::{PolicyKey, PortRules},
     processes::ProcessTable,
     settings::{ExemptKey, Settings},
@@ -31,10 +32,12 @@ pod!(
     SocketState,
     Settings,
     ExemptKey,
+    NetnsEntry,
+    ListenerKey,
     PolicyKey,
     PortRules,
     ProcessTable,
-    RawEvent
+    RawEvent,
 );
 
 macro_rules! from_bytes {

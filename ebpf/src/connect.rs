@@ -6,23 +6,23 @@
 
 use aya_ebpf::{
     bindings::{bpf_sock, bpf_sock_addr},
-    btf_maps::lpm_trie::Key,
     helpers::generated::{bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_get_retval, bpf_set_retval},
     programs::SockAddrContext,
 };
 use waylay_common::{
     addr::{Endpoint, Ip},
     counter::Counter,
-    event::RawEvent,
+    event::{HookSide, RawEvent},
     flow::{ProcessStamp, Role, SocketState},
-    policy::{Facts, PolicyKey, PortRules, Verdict, decide},
+    policy::{Facts, Verdict, decide},
     settings::{ExemptKey, Placement, Settings, Switch},
 };
 
 use crate::{
-    hook::{self, DENY, PROCEED, Sockets, read, write},
+    hook::{self, read},
     log,
-    maps::{WAYLAY_EVENTS, WAYLAY_EXEMPT, WAYLAY_NETNS, WAYLAY_POLICY, WAYLAY_PROCS, WAYLAY_SETTINGS},
+    maps::{WAYLAY_EXEMPT, WAYLAY_PROCS, WAYLAY_SETTINGS},
+    sockets::{self, DENY, PROCEED, Sockets, write},
 };
 
 const ECONNREFUSED: i32 = 111;
@@ -52,13 +52,17 @@ pub fn run(ctx: &SockAddrContext, family: Family) -> i32 {
     let netns_cookie = unsafe { bpf_get_netns_cookie(addr.cast()) };
     let sockets = Sockets::of(sk);
 
-    let process = hook::caller(netns_cookie);
+    let process = sockets::caller(netns_cookie);
     let verdict = verdict(addr, sk, family, destination, &process, sockets.role(), settings);
     let counter = carry_out(verdict, addr, sockets, family, destination, &process);
     hook::count(counter);
-    if hook::switch(Switch::Tracing) != 0 {
-        trace(destination, &process, counter);
-    }
+    hook::trace(|| RawEvent {
+        process,
+        source: Endpoint::NONE,
+        destination,
+        counter: counter as u32,
+        side: HookSide::Connect as u32,
+    });
     if matches!(verdict, Verdict::Refuse(_)) { DENY } else { PROCEED }
 }
 
@@ -96,6 +100,7 @@ fn verdict(
 ) -> Verdict {
     let netns_cookie = process.netns_cookie;
     let wildcard = Endpoint::new(destination.ip().wildcard(), destination.port());
+    let policy = hook::netns_entry(netns_cookie).outbound;
     decide(&Facts {
         protocol: read!(addr, protocol),
         role,
@@ -105,11 +110,11 @@ fn verdict(
         refused_by_other: unsafe { bpf_get_retval() } != 0,
         bound_to_device: read!(sk, bound_dev_if) != 0,
         redirecting: hook::switch(Switch::Redirecting) != 0,
-        netns_enrolled: WAYLAY_NETNS.get_ptr(netns_cookie).is_some(),
+        netns_enrolled: policy != 0,
         chosen: chosen(process),
         exempt: WAYLAY_EXEMPT.get_ptr(ExemptKey::new(netns_cookie, destination)).is_some(),
         wildcard_exempt: WAYLAY_EXEMPT.get_ptr(ExemptKey::new(netns_cookie, wildcard)).is_some(),
-        rules: rules(destination.ip()),
+        rules: hook::rules(destination.ip(), policy, netns_cookie, |entry| entry.outbound),
         heartbeat_age_ns: hook::now_ns().saturating_sub(hook::switch(Switch::Heartbeat)),
         settings,
     })
@@ -126,18 +131,6 @@ fn chosen(process: &ProcessStamp) -> bool {
 fn ancestor(level: u32) -> u64 {
     // SAFETY: takes a number; allowed in connect hooks since Linux 5.7, which run in the caller's context.
     unsafe { bpf_get_current_ancestor_cgroup_id(level as i32) }
-}
-
-/// The policy's node for `ip`. The agent may swap the policy between the two reads, so a miss is tried once more.
-#[inline(always)]
-fn rules<'a>(ip: Ip) -> Option<&'a PortRules> {
-    rules_of_generation(ip, hook::switch(Switch::Generation) as u32)
-        .or_else(|| rules_of_generation(ip, hook::switch(Switch::Generation) as u32))
-}
-
-#[inline(always)]
-fn rules_of_generation<'a>(ip: Ip, generation: u32) -> Option<&'a PortRules> {
-    WAYLAY_POLICY.get(&Key::new(PolicyKey::LOOKUP_BITS, PolicyKey { generation, ip }))
 }
 
 /// Does what the verdict says and names the exit.
@@ -190,12 +183,4 @@ fn rewrite(addr: *mut bpf_sock_addr, family: Family, to: Endpoint) {
         }
     }
     write!((addr, user_port) = u32::from(to.port().to_be()));
-}
-
-#[inline(always)]
-fn trace(destination: Endpoint, process: &ProcessStamp, counter: Counter) {
-    let event = RawEvent { process: *process, destination, counter: counter as u32 };
-    if WAYLAY_EVENTS.output(event, 0).is_err() {
-        hook::count(Counter::EventsLost);
-    }
 }

@@ -1,29 +1,18 @@
-//! What all hooks share: context access, socket storage, counting, the caller's process.
+//! What the hooks of both objects share: context access, counting, switches, the policy, the trace.
 
-use core::{ffi::c_void, ptr};
+use core::ptr;
 
-use aya_ebpf::{
-    bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
-    helpers::{
-        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
-        generated::{
-            bpf_get_current_cgroup_id, bpf_ktime_get_ns, bpf_sk_storage_delete, bpf_sk_storage_get,
-            bpf_skc_to_mptcp_sock,
-        },
-    },
-};
+use aya_ebpf::{btf_maps::lpm_trie::Key, helpers::generated::bpf_ktime_get_ns};
 use waylay_common::{
+    addr::Ip,
     counter::Counter,
-    flow::{ProcessStamp, Role, SocketState},
+    event::RawEvent,
+    netns::NetnsEntry,
+    policy::{PolicyKey, PortRules},
     settings::Switch,
 };
 
-use crate::maps::{WAYLAY_COUNTERS, WAYLAY_SOCKETS, WAYLAY_SWITCHES};
-
-/// What a cgroup hook returns for "go on". A hook that does not mean to deny returns this and nothing else.
-pub const PROCEED: i32 = 1;
-/// What a connect hook returns for "fail with the return value that was set".
-pub const DENY: i32 = 0;
+use crate::shared_maps::{WAYLAY_COUNTERS, WAYLAY_EVENTS, WAYLAY_NETNS, WAYLAY_POLICY, WAYLAY_SWITCHES};
 
 /// Reads one field of a hook's context.
 ///
@@ -35,15 +24,7 @@ macro_rules! read {
     };
 }
 
-/// Writes one field of a hook's context; see [`read`].
-macro_rules! write {
-    (($ctx:expr, $($field:tt)+) = $value:expr) => {
-        // SAFETY: as in `read`, and the verifier checks that the field is writable.
-        unsafe { core::ptr::write_volatile(&raw mut (*$ctx).$($field)+, $value) }
-    };
-}
-
-pub(crate) use {read, write};
+pub(crate) use read;
 
 #[inline(always)]
 pub fn count(counter: Counter) {
@@ -62,109 +43,35 @@ pub fn switch(switch: Switch) -> u64 {
         .map_or(0, |slot| unsafe { ptr::read_volatile(slot) })
 }
 
-/// A socket, and the multipath socket it is a subflow of, if it is.
-///
-/// The kernel makes a subflow connect as a TCP socket of its own, so that is what the connect and handshake hooks see;
-/// the application, and `getpeername`, only know the multipath socket. So states are written to both.
-#[derive(Clone, Copy)]
-pub struct Sockets {
-    sk: *mut c_void,
-    multipath: *mut c_void,
-}
-
-impl Sockets {
-    /// `sk` must not be null.
-    #[inline(always)]
-    pub fn of(sk: *mut bpf_sock) -> Self {
-        // SAFETY: a static of this object; volatile, because the loader writes it.
-        let multipath = if unsafe { ptr::read_volatile(&raw const WAYLAY_MPTCP) } == 0 {
-            ptr::null_mut()
-        } else {
-            // SAFETY: the helper takes a socket that the verifier has seen to be one.
-            unsafe { bpf_skc_to_mptcp_sock(sk.cast()) }.cast()
-        };
-        Self { sk: sk.cast(), multipath }
-    }
-
-    /// The role from before: of this socket, or a stamp on the multipath socket.
-    #[inline(always)]
-    pub fn role(&self) -> Option<Role> {
-        let role = state(self.sk).and_then(|state| state.role());
-        if role.is_some() || self.multipath.is_null() {
-            return role;
-        }
-        state(self.multipath).and_then(|state| state.role())
-    }
-
-    /// Puts `state` on the socket, over whatever is there. False: the kernel had no memory.
-    #[inline(always)]
-    pub fn remember(&self, state: &SocketState) -> bool {
-        (self.multipath.is_null() || put(self.multipath, state)) && put(self.sk, state)
-    }
-
-    /// Removes the state; none is as good.
-    #[inline(always)]
-    pub fn forget(&self) {
-        // SAFETY: the map by its address, and sockets the verifier has seen to be such.
-        unsafe {
-            bpf_sk_storage_delete(sockets(), self.sk);
-            if !self.multipath.is_null() {
-                bpf_sk_storage_delete(sockets(), self.multipath);
-            }
-        }
-    }
-}
-
-/// Set by the loader where the kernel has multipath TCP: elsewhere the verifier knows no such socket type, and drops
-/// the branch unseen.
-#[unsafe(no_mangle)]
-static WAYLAY_MPTCP: u8 = 0;
-
-/// The state on `sk`, which must not be null, if there is one.
-#[inline(always)]
-pub fn socket_state<'a>(sk: *mut bpf_sock) -> Option<&'a SocketState> {
-    state(sk.cast())
-}
-
-#[inline(always)]
-fn state<'a>(sk: *mut c_void) -> Option<&'a SocketState> {
-    // SAFETY: the helper takes the map by its address, and a socket that the verifier has seen to be one; it returns
-    // null or the socket's own value, which lives as long as the socket.
-    unsafe { bpf_sk_storage_get(sockets(), sk, ptr::null_mut(), 0).cast::<SocketState>().as_ref() }
-}
-
-#[inline(always)]
-fn put(sk: *mut c_void, state: &SocketState) -> bool {
-    let flags = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
-    let initial = ptr::from_ref(state).cast_mut().cast();
-    // SAFETY: as in `state`; `initial` is a whole value of the map's type on this program's stack.
-    let slot = unsafe { bpf_sk_storage_get(sockets(), sk, initial, flags).cast::<SocketState>().as_mut() };
-    let Some(slot) = slot else { return false };
-    *slot = *state;
-    true
-}
-
-#[inline(always)]
-fn sockets() -> *mut c_void {
-    ptr::addr_of!(WAYLAY_SOCKETS).cast_mut().cast()
-}
-
 #[inline(always)]
 pub fn now_ns() -> u64 {
     // SAFETY: no arguments, no preconditions.
     unsafe { bpf_ktime_get_ns() }
 }
 
-/// The task that called connect.
+/// Which policies hold in a network namespace.
 #[inline(always)]
-pub fn caller(netns_cookie: u64) -> ProcessStamp {
-    ProcessStamp {
-        netns_cookie,
-        // SAFETY: no arguments; the connect hooks run in the caller's context.
-        cgroup_id: unsafe { bpf_get_current_cgroup_id() },
-        connect_time_ns: now_ns(),
-        pid: (bpf_get_current_pid_tgid() >> 32) as u32,
-        uid: bpf_get_current_uid_gid() as u32,
-        comm: bpf_get_current_comm().unwrap_or([0; 16]),
+pub fn netns_entry(cookie: u64) -> NetnsEntry {
+    // SAFETY: copied at once.
+    unsafe { WAYLAY_NETNS.get(cookie) }.copied().unwrap_or(NetnsEntry::NONE)
+}
+
+/// The node of `policy` for `ip`. The agent may swap the policy between the reads, so a miss is tried once more with the
+/// policy that is in force by then; `direction` picks it out of the namespace's entry.
+#[inline(always)]
+pub fn rules<'a>(ip: Ip, policy: u32, cookie: u64, direction: fn(NetnsEntry) -> u32) -> Option<&'a PortRules> {
+    rules_of(ip, policy).or_else(|| rules_of(ip, direction(netns_entry(cookie))))
+}
+
+#[inline(always)]
+fn rules_of<'a>(ip: Ip, policy: u32) -> Option<&'a PortRules> {
+    WAYLAY_POLICY.get(&Key::new(PolicyKey::LOOKUP_BITS, PolicyKey { policy, ip }))
+}
+
+/// Tells whoever traces; costs nothing while nobody does.
+#[inline(always)]
+pub fn trace(event: impl FnOnce() -> RawEvent) {
+    if switch(Switch::Tracing) != 0 && WAYLAY_EVENTS.output(event(), 0).is_err() {
+        count(Counter::EventsLost);
     }
 }

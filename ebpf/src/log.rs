@@ -38,6 +38,9 @@ pub fn failure(reason: Counter, destination: &Endpoint) {
         Counter::HandoverNoStorage => {
             warn!((), target: TARGET, "no memory for the accepted socket: the connection to {:i} port {} will be refused", ip, port);
         }
+        Counter::FlowsFull => {
+            warn!((), target: TARGET, "no room to remember the connection to the application at {:i} port {}: it is refused", ip, port);
+        }
         Counter::HandoverAbandoned => {
             debug!((), target: TARGET, "the connection to {:i} port {} was closed before the agent had it", ip, port);
         }

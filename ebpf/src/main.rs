@@ -1,9 +1,10 @@
-//! The kernel programs of waylay: entry points only.
+//! The kernel programs of waylay that are attached to cgroups: entry points only. Those of network namespaces are in
+//! `inbound`.
 //!
 //! | program | runs | does |
 //! |---|---|---|
 //! | `waylay_connect4`, `waylay_connect6` | connect(2), before the kernel looks at the address | decide, remember, rewrite |
-//! | `waylay_sockops` | the handshake, on both ends | carry the original destination to the accepted socket |
+//! | `waylay_sockops` | the handshake, on both ends | carry the original destination to the accepted socket; tell the inbound hooks of the agent's own connections |
 //! | `waylay_peer4`, `waylay_peer6` | getpeername(2), accept(2) | the address the application dialled |
 //! | `waylay_sockopt` | getsockopt(2) | `SO_ORIGINAL_DST` for proxies that know nothing of waylay |
 //!
@@ -16,6 +17,8 @@ mod hook;
 mod log;
 mod maps;
 mod peername;
+mod shared_maps;
+mod sockets;
 mod sockops;
 mod sockopt;
 

@@ -6,7 +6,10 @@
 use aya_ebpf::{bindings::bpf_sock_addr, programs::SockAddrContext};
 use waylay_common::{addr::Endpoint, counter::Counter, flow::Role};
 
-use crate::hook::{self, PROCEED, read, write};
+use crate::{
+    hook::{self, read},
+    sockets::{self, PROCEED, write},
+};
 
 #[inline(always)]
 pub fn v4(ctx: &SockAddrContext) -> i32 {
@@ -33,7 +36,7 @@ pub fn v6(ctx: &SockAddrContext) -> i32 {
 #[inline(always)]
 fn dialled(addr: *mut bpf_sock_addr) -> Option<Endpoint> {
     let sk = read!(addr, __bindgen_anon_1.sk);
-    let state = hook::socket_state(sk)?;
+    let state = sockets::socket_state(sk)?;
     (state.role() == Some(Role::Client)).then_some(state.original_dst)
 }
 

@@ -1,30 +1,35 @@
-//! sock_ops: carries the original destination from the client's socket to the accepted one.
+//! sock_ops: carries the original destination from the client's socket to the accepted one, and makes the agent's own
+//! connections to applications known to the inbound hooks.
 //!
 //! Before it: `connect` has remembered a destination. `TCP_CONNECT_CB` runs when the source port is chosen and before
 //! the SYN leaves, so the entry is there before the agent's side can ask for it; `PASSIVE_ESTABLISHED` runs before
-//! accept(2) can return the socket. After it: the agent reads the accepted socket's storage by fd.
+//! accept(2) can return the socket. After it: the agent reads the accepted socket's storage by fd, and `inbound` finds the
+//! tuple of the SYN in the map of flows.
 
 use aya_ebpf::{
     bindings::{
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
         BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, bpf_sock_ops,
     },
-    helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sock_ops_cb_flags_set},
+    helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_setsockopt, bpf_sock_ops_cb_flags_set},
     programs::SockOpsContext,
 };
 use waylay_common::{
     addr::{Endpoint, Ip},
     counter::Counter,
-    flow::{FlowKey, HandoverEntry, Role},
+    flow::{FlowKey, HandoverEntry, Role, SocketState},
 };
 
 use crate::{
-    hook::{self, Sockets, read},
+    hook::{self, read},
     log,
-    maps::WAYLAY_HANDOVER,
+    maps::{WAYLAY_FLOWS, WAYLAY_HANDOVER},
+    sockets::{self, PROCEED, Sockets},
 };
 
 const AF_INET: u32 = 2;
+const SOL_SOCKET: i32 = 1;
+const SO_BINDTOIFINDEX: i32 = 62;
 
 #[inline(always)]
 pub fn run(ctx: &SockOpsContext) -> u32 {
@@ -34,31 +39,69 @@ pub fn run(ctx: &SockOpsContext) -> u32 {
         BPF_SOCK_OPS_STATE_CB => abandon(ctx.ops),
         _ => {}
     }
-    hook::PROCEED as u32
+    PROCEED as u32
 }
 
-/// The client's side, before the SYN.
+/// The connecting side, before the SYN.
 #[inline(always)]
 fn publish(ops: *mut bpf_sock_ops) {
     let sk = read!(ops, __bindgen_anon_2.sk);
     if sk.is_null() {
         return;
     }
-    let Some(state) = hook::socket_state(sk).filter(|state| state.role() == Some(Role::Client)) else {
+    let Some(state) = sockets::socket_state(sk) else {
         return;
     };
+    let published = match state.role() {
+        Some(Role::Client) => publish_handover(ops, state),
+        Some(Role::Inbound) => publish_flow(ops),
+        _ => return,
+    };
+    if published {
+        let flags = read!(ops, bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG;
+        // SAFETY: the helper takes this hook's context; it fails only on flags unknown to the kernel.
+        unsafe { bpf_sock_ops_cb_flags_set(ops, flags as i32) };
+    }
+}
+
+/// An application's connection to the agent: where it was going.
+#[inline(always)]
+fn publish_handover(ops: *mut bpf_sock_ops, state: &SocketState) -> bool {
     let ends = Ends::of(ops);
     let key = FlowKey::new(netns_cookie(ops), ends.local, ends.remote);
     let entry = HandoverEntry { state: *state, client_cookie: socket_cookie(ops) };
     if WAYLAY_HANDOVER.insert(key, entry, 0).is_err() {
         hook::count(Counter::HandoverFull);
         log::failure(Counter::HandoverFull, &state.original_dst);
-        return;
+        return false;
     }
     hook::count(Counter::HandoverPublished);
-    let flags = read!(ops, bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG;
-    // SAFETY: the helper takes this hook's context; it fails only on flags unknown to the kernel.
-    unsafe { bpf_sock_ops_cb_flags_set(ops, flags as i32) };
+    true
+}
+
+/// The agent's connection to an application, which the inbound hook of this network namespace must not give back to the
+/// agent. Should there be no room to tell it, the connection must not leave.
+#[inline(always)]
+fn publish_flow(ops: *mut bpf_sock_ops) -> bool {
+    let ends = Ends::of(ops);
+    let key = FlowKey::new(netns_cookie(ops), ends.local, ends.remote);
+    if WAYLAY_FLOWS.insert(key, socket_cookie(ops), 0).is_err() {
+        hook::count(Counter::FlowsFull);
+        log::failure(Counter::FlowsFull, &ends.remote);
+        make_unreachable(ops);
+        return false;
+    }
+    hook::count(Counter::FlowsPublished);
+    true
+}
+
+/// Lets the connect fail with `EHOSTUNREACH`. What this hook returns is not asked for at this place, but the kernel looks
+/// the route up once more before it sends the SYN, and there is none through a device that does not exist.
+#[inline(always)]
+fn make_unreachable(ops: *mut bpf_sock_ops) {
+    let mut device = i32::MAX;
+    // SAFETY: the helper takes this hook's context and reads four bytes.
+    unsafe { bpf_setsockopt(ops.cast(), SOL_SOCKET, SO_BINDTOIFINDEX, (&raw mut device).cast(), 4) };
 }
 
 /// The agent's side, when the handshake is done and before accept(2) returns.
@@ -85,7 +128,8 @@ fn take(ops: *mut bpf_sock_ops) {
     let _ = WAYLAY_HANDOVER.remove(key);
 }
 
-/// The client's side again: the socket is closed, and if the agent never had the entry, nobody will.
+/// The connecting side again: the socket is closed. What the agent has not taken by now, nobody will; and its own
+/// connection's tuple may soon be another's.
 #[inline(always)]
 fn abandon(ops: *mut bpf_sock_ops) {
     if read!(ops, __bindgen_anon_1.args[1]) != BPF_TCP_CLOSE {
@@ -93,13 +137,19 @@ fn abandon(ops: *mut bpf_sock_ops) {
     }
     let ends = Ends::of(ops);
     let key = FlowKey::new(netns_cookie(ops), ends.local, ends.remote);
+    let cookie = socket_cookie(ops);
+    // SAFETY: copied at once.
+    if unsafe { WAYLAY_FLOWS.get(key) }.copied() == Some(cookie) {
+        let _ = WAYLAY_FLOWS.remove(key);
+        return;
+    }
     // SAFETY: one field is read at once, as in `take`.
     let Some(entry) = (unsafe { WAYLAY_HANDOVER.get(key) }) else {
         return;
     };
     let original_dst = entry.state.original_dst;
     // The tuple is free for the next socket soon; its entry is not ours to take.
-    if entry.client_cookie == socket_cookie(ops) && WAYLAY_HANDOVER.remove(key).is_ok() {
+    if entry.client_cookie == cookie && WAYLAY_HANDOVER.remove(key).is_ok() {
         hook::count(Counter::HandoverAbandoned);
         log::failure(Counter::HandoverAbandoned, &original_dst);
     }

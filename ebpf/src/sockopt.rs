@@ -7,7 +7,10 @@
 use aya_ebpf::{bindings::bpf_sockopt, programs::SockoptContext};
 use waylay_common::{addr::Endpoint, counter::Counter, flow::Role};
 
-use crate::hook::{self, PROCEED, read, write};
+use crate::{
+    hook::{self, read},
+    sockets::{self, PROCEED, write},
+};
 
 const SOL_IP: i32 = 0;
 const SOL_IPV6: i32 = 41;
@@ -101,6 +104,6 @@ fn original_dst(sockopt: *mut bpf_sockopt) -> Option<Endpoint> {
     if sk.is_null() {
         return None;
     }
-    let state = hook::socket_state(sk)?;
+    let state = sockets::socket_state(sk)?;
     (state.role() == Some(Role::Accepted)).then_some(state.original_dst)
 }

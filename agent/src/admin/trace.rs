@@ -1,4 +1,4 @@
-//! `/trace`: what happens, as it happens: one JSON object a line for each decision of the connect hooks, each request and
+//! `/trace`: what happens, as it happens: one JSON object a line for each decision of the kernel side, each request and
 //! each connection. And the pump that brings the kernel's decisions to whoever watches.
 //!
 //! The kernel records decisions only while somebody watches: the first watcher starts the pump, which ends with the last.
@@ -17,6 +17,7 @@ use super::State;
 use super::query::Query;
 use super::reply::{self, Reply};
 use crate::kernel::{self, DecisionEvent, Verdict};
+use crate::listener::TrafficDirection;
 use crate::telemetry::export::KernelCounter;
 use crate::telemetry::text::timestamp;
 use crate::telemetry::trace::{Decision, Trace, TraceFilter};
@@ -118,12 +119,16 @@ impl Clock {
 }
 
 fn decision(event: &DecisionEvent, clock: &Clock) -> Decision {
+    let process = (event.direction == TrafficDirection::Outbound).then_some(&event.process);
     Decision {
         time: timestamp(clock.time_of_day(Duration::from_nanos(event.time_ns))),
-        pid: event.process.pid,
-        comm: event.process.comm.clone(),
-        uid: event.process.uid,
-        cgroup_id: event.process.cgroup_id,
+        direction: event.direction.name(),
+        netns_cookie: event.process.netns_cookie,
+        pid: process.map(|process| process.pid),
+        comm: process.map(|process| process.comm.clone()),
+        uid: process.map(|process| process.uid),
+        cgroup_id: process.map(|process| process.cgroup_id),
+        source: event.source,
         destination: event.destination,
         verdict: match event.verdict {
             Verdict::Redirected => "redirected",

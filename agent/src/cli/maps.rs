@@ -2,7 +2,7 @@
 
 use anyhow::bail;
 use clap::ValueEnum;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::output::{self, Format};
 use super::table::Table;
@@ -34,20 +34,33 @@ enum Name {
     Settings,
     /// Every way out of the hooks, counted
     Counters,
-    /// Which destinations are taken
+    /// What is taken, by the number of the policy that `netns` names
     Policy,
     /// Listener addresses that are never redirected
     Exempt,
-    /// Network namespaces that take part
+    /// Network namespaces that take part, and by which policies
     Netns,
+    /// Network namespaces whose arrivals the agent's sockets receive
+    Listeners,
     /// Handshakes in flight
     Handover,
+    /// Connections of the agent to applications on the inbound side
+    Flows,
     /// What the sockets of this network namespace remember
     Sockets,
 }
 
-const ALL: [Name; 7] =
-    [Name::Settings, Name::Counters, Name::Policy, Name::Exempt, Name::Netns, Name::Handover, Name::Sockets];
+const ALL: [Name; 9] = [
+    Name::Settings,
+    Name::Counters,
+    Name::Policy,
+    Name::Exempt,
+    Name::Netns,
+    Name::Listeners,
+    Name::Handover,
+    Name::Flows,
+    Name::Sockets,
+];
 
 impl Args {
     /// Prints them.
@@ -106,7 +119,9 @@ impl Name {
             Self::Policy => "policy",
             Self::Exempt => "exempt",
             Self::Netns => "netns",
+            Self::Listeners => "listeners",
             Self::Handover => "handover",
+            Self::Flows => "flows",
             Self::Sockets => "sockets",
         }
     }
@@ -117,8 +132,10 @@ impl Name {
             Self::Counters => serde_json::to_value(instance.counters()?)?,
             Self::Policy => serde_json::to_value(instance.policy()?)?,
             Self::Exempt => serde_json::to_value(instance.exempt()?)?,
-            Self::Netns => instance.netns()?.into_iter().map(|cookie| json!({"netns_cookie": cookie})).collect(),
+            Self::Netns => serde_json::to_value(instance.netns()?)?,
+            Self::Listeners => serde_json::to_value(instance.listeners()?)?,
             Self::Handover => serde_json::to_value(instance.handover()?)?,
+            Self::Flows => serde_json::to_value(instance.flows()?)?,
             Self::Sockets => serde_json::to_value(instance.sockets()?)?,
         })
     }
@@ -188,6 +205,8 @@ fn cell(value: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]

@@ -77,6 +77,16 @@ fn human(event: &Value) -> String {
         _ => format!("{} -> {} ({})", text("original_dst"), text("upstream_cluster"), text("upstream_host")),
     };
     match event["kind"].as_str() {
+        Some("decision") if event["direction"] == "inbound" => {
+            format!(
+                "{} {} arrives at {} {}: {}",
+                text("time"),
+                text("source"),
+                text("destination"),
+                text("verdict"),
+                text("reason")
+            )
+        }
         Some("decision") => {
             format!(
                 "{} {process} connect {} {}: {}",
@@ -125,6 +135,11 @@ mod tests {
                 json!({"kind": "decision", "time": "T", "pid": 1, "comm": "curl", "destination": "10.0.0.1:80",
                        "verdict": "passed", "reason": "passed_excluded"}),
                 "T curl[1] connect 10.0.0.1:80 passed: passed_excluded",
+            ),
+            (
+                json!({"kind": "decision", "time": "T", "direction": "inbound", "source": "10.0.0.9:5", "pid": null,
+                       "destination": "10.0.0.1:80", "verdict": "redirected", "reason": "inbound_redirected_v4"}),
+                "T 10.0.0.9:5 arrives at 10.0.0.1:80 redirected: inbound_redirected_v4",
             ),
             (
                 json!({"kind": "request", "start_time": "T", "pid": 1, "comm": "a\nb", "method": "GET", "path": "/",

@@ -43,6 +43,15 @@ pub enum KernelError {
          or let their policies include different destinations"
     )]
     Rival { pid: u32, cgroup: PathBuf },
+    #[error(
+        "the agent with pid {pid} takes what arrives in the network namespace {netns_cookie}, as would this one: the two would \
+         hand every connection back and forth for ever; stop it first, or let their policies include different ports"
+    )]
+    InboundRival { pid: u32, netns_cookie: u64 },
+    #[error("the network namespace {0} is not enrolled: enrol it first")]
+    NotEnrolled(u64),
+    #[error("nobody listens for what arrives in the network namespace {0}: enrol it with a listening socket")]
+    NoInboundListener(u64),
     #[error("the interception policy cannot be put into the kernel")]
     Policy(#[from] PolicyError),
     #[error("intercept.processes: {0}")]

@@ -1,4 +1,4 @@
-//! Decision events: what the connect hooks decided, live, while somebody reads.
+//! Decision events: what the connect and inbound hooks decided, live, while somebody reads.
 //!
 //! The ring has room for one reader. The agent holds the only [`Trace`] and passes events on to all who watch.
 
@@ -10,11 +10,16 @@ use std::{
 
 use aya::maps::{MapData, RingBuf};
 use serde::{Serialize, Serializer};
-use waylay_common::{counter::Counter, event::RawEvent, settings::Switch};
+use waylay_common::{
+    counter::Counter,
+    event::{HookSide, RawEvent},
+    settings::Switch,
+};
 
 use super::{KernelError, Process, maps};
+use crate::listener::TrafficDirection;
 
-/// What a connect hook did with a connection.
+/// What a hook did with a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
@@ -28,7 +33,13 @@ pub enum Verdict {
 pub struct DecisionEvent {
     /// `CLOCK_MONOTONIC`, nanoseconds.
     pub time_ns: u64,
+    /// Whether a process connects, or something arrives.
+    #[serde(serialize_with = "direction_name")]
+    pub direction: TrafficDirection,
+    /// Who connects; of what arrives, only the network namespace is known.
     pub process: Process,
+    /// Where it comes from; not known yet of a process that connects.
+    pub source: Option<SocketAddr>,
     pub destination: SocketAddr,
     pub verdict: Verdict,
     /// The exit that was taken; its name tells the reason.
@@ -40,19 +51,32 @@ fn counter_name<S: Serializer>(counter: &Counter, serializer: S) -> Result<S::Ok
     serializer.serialize_str(counter.name())
 }
 
+fn direction_name<S: Serializer>(direction: &TrafficDirection, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(direction.name())
+}
+
 impl DecisionEvent {
     /// `None`: not a record of this build's layout.
     fn decode(bytes: &[u8]) -> Option<Self> {
         let raw = RawEvent::from_bytes(bytes)?;
         let reason = Counter::from_raw(raw.counter)?;
         let verdict = match reason {
-            Counter::RedirectedV4 | Counter::RedirectedV6 | Counter::RedirectedV4Mapped => Verdict::Redirected,
+            Counter::RedirectedV4
+            | Counter::RedirectedV6
+            | Counter::RedirectedV4Mapped
+            | Counter::InboundRedirectedV4
+            | Counter::InboundRedirectedV6 => Verdict::Redirected,
             Counter::RefusedAgentLost => Verdict::Refused,
             _ => Verdict::Passed,
         };
         Some(Self {
             time_ns: raw.process.connect_time_ns,
+            direction: match HookSide::from_raw(raw.side)? {
+                HookSide::Connect => TrafficDirection::Outbound,
+                HookSide::Inbound => TrafficDirection::Inbound,
+            },
             process: raw.process.into(),
+            source: (!raw.source.is_none()).then(|| raw.source.into()),
             destination: raw.destination.into(),
             verdict,
             reason,

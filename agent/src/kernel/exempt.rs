@@ -57,10 +57,22 @@ impl Exemptions {
     /// Our listeners are these from now on, here and with all other instances.
     pub(super) fn replace(&mut self, listeners: &[SocketAddr]) -> Result<(), KernelError> {
         let new = self.keys(listeners)?;
-        if new == self.own {
+        self.replace_in(self.netns_cookie, new)
+    }
+
+    /// The same within an enrolled network namespace; none: it is withdrawn. Wildcard addresses stay as they are: what they
+    /// stand for there cannot be told from here.
+    pub(super) fn replace_there(&mut self, cookie: u64, listeners: &[SocketAddr]) -> Result<(), KernelError> {
+        let new = listeners.iter().map(|&address| ExemptKey::new(cookie, address.into())).collect();
+        self.replace_in(cookie, new)
+    }
+
+    fn replace_in(&mut self, cookie: u64, new: BTreeSet<ExemptKey>) -> Result<(), KernelError> {
+        let mut gone: BTreeSet<_> = self.own.iter().filter(|key| key.netns_cookie() == cookie).copied().collect();
+        if new == gone {
             return Ok(());
         }
-        let gone = &self.own - &new;
+        gone.retain(|key| !new.contains(key));
         // What fails halfway is put right by the next call.
         self.own.extend(&new);
         change(&mut self.map, &new, &gone, self.owner)?;
@@ -69,7 +81,7 @@ impl Exemptions {
                 change(&mut theirs, &new, &gone, self.owner)?;
             }
         }
-        self.own = new;
+        self.own.retain(|key| !gone.contains(key));
         Ok(())
     }
 

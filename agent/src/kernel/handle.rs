@@ -40,10 +40,6 @@ impl fmt::Debug for Kernel {
 
 impl Kernel {
     pub(super) fn new(loaded: &Loaded, instance: u32, netns_cookie: u64) -> Result<Self, KernelError> {
-        let mut netns: maps::Netns = maps::typed(maps::name::NETNS, loaded.map(maps::name::NETNS)?)?;
-        netns
-            .insert(netns_cookie, netns_cookie, 0)
-            .map_err(|source| KernelError::map("enrolling the agent's network namespace", source))?;
         let sockets = || maps::typed(maps::name::SOCKETS, loaded.map(maps::name::SOCKETS)?);
         let switches = maps::typed(maps::name::SWITCHES, loaded.map(maps::name::SWITCHES)?)?;
         let ring = maps::typed(maps::name::EVENTS, loaded.map(maps::name::EVENTS)?)?;
@@ -68,14 +64,19 @@ impl Kernel {
         Ok(state.as_ref().and_then(Handover::from_state))
     }
 
-    /// Marks one of the agent's own sockets, before it connects on behalf of a connection of `direction`, so that the hooks
-    /// leave it alone.
+    /// Marks one of the agent's own sockets, before it connects, so that the hooks leave it alone: the connect hooks always,
+    /// and with `Inbound`, for a connection to an application on behalf of its client, the inbound hook of the socket's
+    /// network namespace as well.
     ///
     /// # Errors
     /// The kernel has no memory; the socket must not connect, or it would come back.
-    pub fn stamp(&self, socket: &impl AsRawFd, _direction: TrafficDirection) -> Result<(), KernelError> {
+    pub fn stamp(&self, socket: &impl AsRawFd, direction: TrafficDirection) -> Result<(), KernelError> {
+        let state = match direction {
+            TrafficDirection::Outbound => SocketState::bypass(),
+            TrafficDirection::Inbound => SocketState::inbound(),
+        };
         lock(&self.stamps)
-            .insert(socket, SocketState::bypass(), 0)
+            .insert(socket, state, 0)
             .map_err(|source| KernelError::map("marking a socket of the agent", source))
     }
 

@@ -2,21 +2,23 @@
 //!
 //! An instance is known by the kernel id of its settings map; its other maps are those its programs use.
 
-use std::{collections::BTreeMap, net::SocketAddr, ops::RangeInclusive, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use aya::{
     maps::{MapData, MapInfo},
     programs::{ProgramError, ProgramInfo, loaded_programs},
 };
-use serde::Serialize;
 use waylay_common::{
     LAYOUT,
-    policy::{PortRange, PortRules},
+    netns::NetnsEntry,
     settings::{OnAgentLoss, Placement, Settings, Switch},
 };
 
-pub use super::sockets::SocketRow;
-use super::{KernelError, Process, clock, exempt, load, maps, policy::Node, sockets};
+use super::{KernelError, clock, exempt, load, maps, policy::Node, sockets};
+pub use super::{
+    rows::{CounterRow, ExemptRow, FlowRow, HandoverRow, ListenerRow, NetnsRow, PolicyRow, Status},
+    sockets::SocketRow,
+};
 
 /// One instance of waylay in the kernel: its programs and maps, whoever holds them.
 #[derive(Debug)]
@@ -28,72 +30,23 @@ pub struct Instance {
     settings: Settings,
 }
 
-/// What an instance was started with, and how it is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Status {
-    /// Kernel id of the settings map.
-    pub instance: u32,
-    pub layout: u32,
-    pub agent_pid: u32,
-    pub cgroup_id: u64,
-    pub redirect_v4: Option<SocketAddr>,
-    pub redirect_v6: Option<SocketAddr>,
-    pub on_agent_loss: &'static str,
-    pub heartbeat_age_ms: u64,
-    /// The hooks take the agent for lost.
-    pub agent_lost: bool,
-    pub redirecting: bool,
-    pub tracing: bool,
-    pub policy_generation: u64,
-    /// Names of the programs that are loaded.
-    pub programs: Vec<String>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct CounterRow {
-    pub counter: &'static str,
-    pub value: u64,
-    pub help: &'static str,
-}
-
-/// One trie node: what holds for addresses within `prefix` and within no longer one.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct PolicyRow {
-    pub prefix: String,
-    pub include: Vec<String>,
-    pub exclude: Vec<String>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct ExemptRow {
-    pub listener: SocketAddr,
-    pub netns_cookie: u64,
-    /// The instance whose listener it is.
-    pub instance: u32,
-}
-
-/// A handshake in flight.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct HandoverRow {
-    pub client: SocketAddr,
-    pub agent: SocketAddr,
-    pub original_dst: SocketAddr,
-    pub age_ms: u64,
-    pub process: Process,
-}
-
 /// All instances in the kernel, the oldest first.
 ///
 /// # Errors
 /// Listing programs and maps takes CAP_SYS_ADMIN.
 pub fn instances() -> Result<Vec<Instance>, KernelError> {
     let mut found: BTreeMap<u32, Instance> = BTreeMap::new();
+    let mut inbound = Vec::new();
     for program in loaded_programs() {
         let program = match program {
             Ok(program) => program,
             Err(error) if vanished(&error) => continue,
             Err(source) => return Err(KernelError::program("list the loaded programs", source)),
         };
+        if program.name_as_str() == Some(load::name::INBOUND) {
+            inbound.push(program);
+            continue;
+        }
         let Some(name) = program.name_as_str().filter(|name| OUR_PROGRAMS.contains(name)) else {
             continue;
         };
@@ -112,9 +65,28 @@ pub fn instances() -> Result<Vec<Instance>, KernelError> {
         instance.maps.extend(maps);
         instance.programs.push(name);
     }
+    for program in inbound {
+        add_inbound(&mut found, &program);
+    }
     let mut instances: Vec<_> = found.into_values().filter_map(Instance::complete).collect();
     instances.sort_by_key(|instance| instance.id);
     Ok(instances)
+}
+
+/// There is an inbound hook for each network namespace: they are told apart by the ids of their maps, and only the first
+/// of an instance is asked for names.
+fn add_inbound(found: &mut BTreeMap<u32, Instance>, program: &ProgramInfo) {
+    let ids = program.map_ids().ok().flatten().unwrap_or_default();
+    let netns_of = |instance: &Instance| instance.maps.get(maps::name::NETNS).copied();
+    let Some(instance) = found.values_mut().find(|one| netns_of(one).is_some_and(|id| ids.contains(&id))) else {
+        return;
+    };
+    if !instance.maps.contains_key(maps::name::LISTENERS) {
+        instance.programs.push(load::name::INBOUND.to_owned());
+        let mut maps = maps_of(program);
+        maps.remove(maps::name::PLACE);
+        instance.maps.extend(maps);
+    }
 }
 
 pub(super) const OUR_PROGRAMS: [&str; 6] = [
@@ -203,7 +175,6 @@ impl Instance {
             agent_lost: self.agent_lost()?,
             redirecting: maps::read_switch(&switches, Switch::Redirecting)? != 0,
             tracing: maps::read_switch(&switches, Switch::Tracing)? != 0,
-            policy_generation: maps::read_switch(&switches, Switch::Generation)?,
             programs: self.programs.clone(),
         })
     }
@@ -230,28 +201,39 @@ impl Instance {
         Ok(rows.map(|(counter, value)| CounterRow { counter: counter.name(), value, help: counter.help() }).collect())
     }
 
-    /// The policy in force, in the order of the prefixes.
+    /// Has the agent yet to give its first sign of life? Then it may be about to redirect.
+    pub(super) fn is_starting(&self) -> Result<bool, KernelError> {
+        let switches: maps::Switches = self.open_checked(maps::name::SWITCHES)?;
+        Ok(maps::read_switch(&switches, Switch::Heartbeat)? == 0)
+    }
+
+    /// All policies, in the order of their numbers and prefixes; also those that were replaced lately.
     ///
     /// # Errors
     /// As [`Self::status`].
     pub fn policy(&self) -> Result<Vec<PolicyRow>, KernelError> {
-        let mut nodes = self.policy_nodes()?;
-        nodes.sort_by_key(|node| node.prefix);
-        Ok(nodes
-            .into_iter()
-            .map(|node| PolicyRow {
-                prefix: node.prefix.to_string(),
-                include: ports(&node.rules, |rules| &rules.include),
-                exclude: ports(&node.rules, |rules| &rules.exclude),
-            })
-            .collect())
+        let trie: maps::Trie = self.open_checked(maps::name::POLICY)?;
+        let mut nodes = maps::read_policies(&trie)?;
+        nodes.sort_by_key(|(policy, node)| (*policy, node.prefix));
+        Ok(nodes.iter().map(|(policy, node)| PolicyRow::new(*policy, node)).collect())
     }
 
-    /// The policy in force, as the hooks read it.
-    pub(super) fn policy_nodes(&self) -> Result<Vec<Node>, KernelError> {
+    /// The policy by which it redirects connections of one direction in a network namespace; nothing, when it does not.
+    pub(super) fn redirects_by(
+        &self,
+        netns_cookie: u64,
+        direction: fn(NetnsEntry) -> u32,
+    ) -> Result<Vec<Node>, KernelError> {
+        let netns: maps::Netns = self.open_checked(maps::name::NETNS)?;
+        let entry = maps::optional(netns.get(&netns_cookie, 0), "reading the entry of a network namespace")?;
         let switches: maps::Switches = self.open_checked(maps::name::SWITCHES)?;
+        let wanted = direction(entry.unwrap_or(NetnsEntry::NONE));
+        if wanted == 0 || maps::read_switch(&switches, Switch::Redirecting)? == 0 {
+            return Ok(Vec::new());
+        }
         let trie: maps::Trie = self.open_checked(maps::name::POLICY)?;
-        maps::read_generation(&trie, maps::read_switch(&switches, Switch::Generation)? as u32)
+        let nodes = maps::read_policies(&trie)?.into_iter();
+        Ok(nodes.filter(|(policy, _)| *policy == wanted).map(|(_, node)| node).collect())
     }
 
     /// # Errors
@@ -267,14 +249,59 @@ impl Instance {
             .collect())
     }
 
-    /// Cookies of the enrolled network namespaces.
+    /// The enrolled network namespaces.
     ///
     /// # Errors
     /// As [`Self::status`].
-    pub fn netns(&self) -> Result<Vec<u64>, KernelError> {
+    pub fn netns(&self) -> Result<Vec<NetnsRow>, KernelError> {
         let netns: maps::Netns = self.open_checked(maps::name::NETNS)?;
-        let all = maps::entries(maps::name::NETNS, netns.keys(), |key| netns.get(key, 0))?;
-        Ok(all.into_iter().map(|(cookie, _)| cookie).collect())
+        let mut all = maps::entries(maps::name::NETNS, netns.keys(), |key| netns.get(key, 0))?;
+        all.sort_unstable_by_key(|(cookie, _)| *cookie);
+        Ok(all.into_iter().map(|(cookie, entry)| NetnsRow::new(cookie, entry)).collect())
+    }
+
+    /// Who receives what arrives. The sockets themselves can only be asked for by hooks.
+    ///
+    /// # Errors
+    /// As [`Self::status`].
+    pub fn listeners(&self) -> Result<Vec<ListenerRow>, KernelError> {
+        // Only inbound hooks use this map, and there may be none.
+        if !self.maps.contains_key(maps::name::LISTENERS) {
+            return Ok(Vec::new());
+        }
+        let listeners: maps::Listeners = self.open_checked(maps::name::LISTENERS)?;
+        let doing = format!("reading the map {}", maps::name::LISTENERS);
+        let keys: Result<Vec<_>, _> = listeners.keys().collect();
+        let keys = keys.map_err(|source| KernelError::map(doing, source))?.into_iter();
+        let mut rows: Vec<_> = keys
+            .map(|key| ListenerRow {
+                netns_cookie: key.netns_cookie(),
+                family: if key.is_v4() { "ipv4" } else { "ipv6" },
+            })
+            .collect();
+        rows.sort_unstable();
+        Ok(rows)
+    }
+
+    /// The agent's connections to applications on the inbound side.
+    ///
+    /// # Errors
+    /// As [`Self::status`].
+    pub fn flows(&self) -> Result<Vec<FlowRow>, KernelError> {
+        // As with the handovers: sock_ops may be gone.
+        if !self.maps.contains_key(maps::name::FLOWS) {
+            return Ok(Vec::new());
+        }
+        let flows: maps::Flows = self.open_checked(maps::name::FLOWS)?;
+        let all = maps::entries(maps::name::FLOWS, flows.keys(), |key| flows.get(key, 0))?;
+        Ok(all
+            .into_iter()
+            .map(|(key, _)| FlowRow {
+                netns_cookie: key.netns_cookie(),
+                agent: key.client().into(),
+                application: key.agent().into(),
+            })
+            .collect())
     }
 
     /// # Errors
@@ -284,7 +311,7 @@ impl Instance {
         if !self.maps.contains_key(maps::name::HANDOVER) {
             return Ok(Vec::new());
         }
-        let flows: maps::Flows = self.open_checked(maps::name::HANDOVER)?;
+        let flows: maps::Handovers = self.open_checked(maps::name::HANDOVER)?;
         let now = clock::monotonic_ns();
         let all = maps::entries(maps::name::HANDOVER, flows.keys(), |key| flows.get(key, 0))?;
         Ok(all
@@ -331,15 +358,4 @@ impl Instance {
 fn open(maps: &BTreeMap<String, u32>, name: &'static str) -> Result<MapData, KernelError> {
     let id = *maps.get(name).ok_or(KernelError::Incomplete(name))?;
     MapData::from_id(id).map_err(|source| KernelError::map(format!("opening the map {name}"), source))
-}
-
-/// The ranges of one direction as text: `all`, `80`, `8000-8999`.
-fn ports(rules: &PortRules, direction: fn(&PortRules) -> &[PortRange]) -> Vec<String> {
-    let used = direction(rules).iter().filter(|range| range.first <= range.last);
-    used.map(|range| match RangeInclusive::new(range.first, range.last).into_inner() {
-        (0, u16::MAX) => "all".to_owned(),
-        (first, last) if first == last => first.to_string(),
-        (first, last) => format!("{first}-{last}"),
-    })
-    .collect()
 }

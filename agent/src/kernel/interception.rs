@@ -15,7 +15,7 @@ use std::{
 use waylay_common::settings::{OnAgentLoss, Placement, Settings, Switch};
 
 use super::{
-    HANDOVER_ENTRIES, HEARTBEAT_LOSS, Kernel, KernelError, Log,
+    FLOW_ENTRIES, HANDOVER_ENTRIES, HEARTBEAT_LOSS, Kernel, KernelError, Log,
     attach::Links,
     cgroup::Cgroup,
     clock,
@@ -23,11 +23,13 @@ use super::{
     exempt::Exemptions,
     leftovers,
     load::Loaded,
-    maps, neighbours,
+    maps,
+    namespaces::{Namespaces, Wanted},
+    neighbours,
     pins::PinDir,
     policy::{Compiled, Policy},
     processes::Chosen,
-    rival,
+    rival::Place,
 };
 use crate::snapshot::ProcessRule;
 
@@ -45,12 +47,17 @@ pub struct InterceptOptions {
     pub redirect_v6: Option<SocketAddrV6>,
     /// All other bound addresses of the agent: never redirected.
     pub own_listeners: Vec<SocketAddr>,
+    /// Whether connections in the agent's own network namespace are taken; others are enrolled later.
+    pub host: bool,
+    /// What is taken there.
     pub policy: Policy,
     /// Whose connections; empty: those of all processes.
     pub processes: Vec<ProcessRule>,
     pub on_agent_loss: OnAgentLoss,
     /// [`HANDOVER_ENTRIES`], but in tests of what happens when it is full.
     pub handover_entries: u32,
+    /// [`FLOW_ENTRIES`], but in tests of what happens when it is full.
+    pub flow_entries: u32,
     /// [`HEARTBEAT_LOSS`], but in tests that do nothing else for longer.
     pub heartbeat_loss: Duration,
 }
@@ -64,10 +71,12 @@ impl InterceptOptions {
             redirect_v4: None,
             redirect_v6: None,
             own_listeners: Vec::new(),
+            host: true,
             policy: Policy::default(),
             processes: Vec::new(),
             on_agent_loss: OnAgentLoss::Allow,
             handover_entries: HANDOVER_ENTRIES,
+            flow_entries: FLOW_ENTRIES,
             heartbeat_loss: HEARTBEAT_LOSS,
         }
     }
@@ -76,16 +85,19 @@ impl InterceptOptions {
 /// Attached hooks. Dropping it detaches them, unless `refuse` has pinned them: then only [`Self::detach`] does.
 pub struct Interception {
     links: Links,
-    kernel: Kernel,
+    pub(super) kernel: Kernel,
     log: Option<Log>,
-    policy: maps::Trie,
-    generation: u32,
-    redirect: (bool, bool),
-    redirects: Vec<SocketAddr>,
-    exemptions: Mutex<Exemptions>,
+    /// Its maps are given to each inbound hook.
+    pub(super) loaded: Loaded,
+    pub(super) namespaces: Namespaces,
+    pub(super) redirect: (bool, bool),
+    pub(super) redirects: Vec<SocketAddr>,
+    pub(super) exemptions: Mutex<Exemptions>,
     chosen: Mutex<Chosen>,
     pins: Option<PinDir>,
-    cgroup_id: u64,
+    pub(super) place: Place,
+    /// Whether the agent's own network namespace is intercepted by [`InterceptOptions::policy`].
+    host: bool,
     beats: AtomicU32,
 }
 
@@ -96,46 +108,50 @@ impl Interception {
     /// # Errors
     /// Every error names its remedy; nothing stays attached.
     pub fn attach(options: &InterceptOptions) -> Result<Self, KernelError> {
-        let compiled = Compiled::new(&options.policy)?;
+        let compiled = options.host.then(|| Compiled::new(&options.policy)).transpose()?;
         let redirect = (options.redirect_v4.is_some(), options.redirect_v6.is_some());
-        check_listeners(options, &compiled, redirect)?;
+        check_listeners(options, compiled.as_ref(), redirect)?;
         let cgroup = Cgroup::open(&options.cgroup)?;
         let own = Cgroup::own()?;
         let netns_cookie = own_netns_cookie()?;
 
-        let mut loaded = Loaded::new(options.handover_entries)?;
-        let place = neighbours::place(&mut loaded, &cgroup)?;
-        let instance = write_settings(&loaded, options, cgroup.id(), place.placement)?;
-        rival::check(&cgroup, &own, &compiled, (instance, netns_cookie))?;
+        let mut loaded = Loaded::new(options.handover_entries, options.flow_entries)?;
+        let order = neighbours::place(&mut loaded, &cgroup)?;
+        let instance = write_settings(&loaded, options, cgroup.id(), order.placement)?;
+        let place = Place { instance, cgroup, own };
         let kernel = Kernel::new(&loaded, instance, netns_cookie)?;
-        let mut policy = maps::typed(maps::name::POLICY, loaded.map(maps::name::POLICY)?)?;
-        maps::write_generation(&mut policy, &compiled, 0, 1)?;
+        let mut namespaces = Namespaces::new(&loaded)?;
+        if let Some(policy) = &compiled {
+            let wanted = Wanted { outbound: Some(policy), inbound: None };
+            place.check(netns_cookie, wanted)?;
+            namespaces.set(netns_cookie, wanted)?;
+        }
         let exempt = loaded.map(maps::name::EXEMPT)?;
         let mut exemptions = Exemptions::new(exempt, instance, netns_cookie, &own_listeners(options))?;
         exemptions.exchange()?;
         let tables = maps::typed(maps::name::PROCESSES, loaded.map(maps::name::PROCESSES)?)?;
         let mut chosen = Chosen::new(tables, netns_cookie);
         chosen.replace(&options.processes, &kernel)?;
-        kernel.set(Switch::Generation, 1)?;
         kernel.set(Switch::Heartbeat, clock::monotonic_ns())?;
         kernel.set(Switch::Redirecting, 1)?;
 
         let mut interception = Self {
-            links: Links::attach(&mut loaded, &cgroup, &own, &place)?,
+            links: Links::attach(&mut loaded, &place.cgroup, &place.own, &order)?,
             kernel,
             log: Some(loaded.log()?),
-            policy,
-            generation: 1,
+            loaded,
+            namespaces,
             redirect,
             redirects: redirects(options).collect(),
             exemptions: Mutex::new(exemptions),
             chosen: Mutex::new(chosen),
             pins: None,
-            cgroup_id: cgroup.id(),
+            place,
+            host: options.host,
             beats: AtomicU32::new(0),
         };
         if options.on_agent_loss == OnAgentLoss::Refuse {
-            let pins = interception.pins.insert(PinDir::create(cgroup.id(), instance)?);
+            let pins = interception.pins.insert(PinDir::create(interception.place.cgroup.id(), instance)?);
             interception.links.pin(&pins.path)?;
         }
         // Only now, with our own hooks in place: an agent before us may have died with its hooks pinned.
@@ -154,18 +170,19 @@ impl Interception {
         self.log.take()
     }
 
-    /// Puts another policy in force, at once for each connection: a hook sees the old one or the new one, whole.
+    /// Puts another policy in force for what processes connect to in the agent's own network namespace, at once for each
+    /// connection: a hook sees the old one or the new one, whole. Where that namespace is not intercepted
+    /// ([`InterceptOptions::host`]), there is nothing to replace.
     ///
     /// # Errors
     /// The policy does not fit, or takes in a family that nobody listens for; the old one stays in force.
     pub fn replace_policy(&mut self, policy: &Policy) -> Result<(), KernelError> {
+        if !self.host {
+            return Ok(());
+        }
         let compiled = Compiled::new(policy)?;
         check_families(&compiled, self.redirect)?;
-        let next = self.generation.wrapping_add(1).max(1);
-        maps::write_generation(&mut self.policy, &compiled, self.generation, next)?;
-        self.kernel.set(Switch::Generation, next.into())?;
-        self.generation = next;
-        Ok(())
+        self.namespaces.set_outbound(self.kernel.netns_cookie(), &compiled)
     }
 
     /// Takes the connections of other processes from now on; those of all when `rules` is empty.
@@ -216,13 +233,15 @@ impl Interception {
         self.kernel.set(Switch::Redirecting, 0)
     }
 
-    /// The orderly end: takes away the hooks, their pins, and our addresses from other instances' maps.
+    /// The orderly end: takes away the hooks of cgroups and network namespaces, their pins, and our addresses from other
+    /// instances' maps.
     ///
     /// # Errors
     /// The first thing that could not be taken away; the others are, all the same.
     pub fn detach(mut self) -> Result<(), KernelError> {
         let unpinned = self.links.unpin();
         self.links.detach();
+        self.namespaces.detach();
         let removed = self.pins.take().map_or(Ok(()), |pins| pins.remove());
         // Only now: a hook of ours that still ran would lead others to redirect to us once more.
         let withdrawn = lock(&self.exemptions).withdraw();
@@ -230,7 +249,7 @@ impl Interception {
     }
 
     fn remove_stale_pins(&self) -> Result<(), KernelError> {
-        let (cgroup_id, instance) = (self.cgroup_id, self.kernel.instance());
+        let (cgroup_id, instance) = (self.place.cgroup.id(), self.kernel.instance());
         leftovers::remove_pins(|dir| dir.cgroup_id == cgroup_id && dir.instance != instance).map(drop)
     }
 }
@@ -238,6 +257,7 @@ impl Interception {
 impl Drop for Interception {
     fn drop(&mut self) {
         self.links.detach();
+        self.namespaces.detach();
         if self.pins.is_none() {
             // If it fails, the others sweep our addresses a little later.
             let _ = lock(&self.exemptions).withdraw();
@@ -269,17 +289,21 @@ fn write_settings(
     Ok(id)
 }
 
-fn check_listeners(options: &InterceptOptions, compiled: &Compiled, redirect: (bool, bool)) -> Result<(), KernelError> {
+fn check_listeners(
+    options: &InterceptOptions,
+    compiled: Option<&Compiled>,
+    redirect: (bool, bool),
+) -> Result<(), KernelError> {
     for address in redirects(options) {
         if address.port() == 0 || address.ip().is_unspecified() {
             return Err(KernelError::BadRedirect(address));
         }
     }
-    check_families(compiled, redirect)
+    compiled.map_or(Ok(()), |compiled| check_families(compiled, redirect))
 }
 
 /// A family that is intercepted needs an address to go to, or it would bypass the agent silently.
-fn check_families(compiled: &Compiled, (v4, v6): (bool, bool)) -> Result<(), KernelError> {
+pub(super) fn check_families(compiled: &Compiled, (v4, v6): (bool, bool)) -> Result<(), KernelError> {
     if compiled.intercepts_v4() && !v4 {
         return Err(KernelError::NoListener { family: "IPv4", everything: "0.0.0.0/0" });
     }

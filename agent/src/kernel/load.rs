@@ -28,17 +28,21 @@ pub mod name {
     pub const PEER4: &str = "waylay_peer4";
     pub const PEER6: &str = "waylay_peer6";
     pub const SOCKOPT: &str = "waylay_sockopt";
+    /// Of the inbound object.
+    pub const INBOUND: &str = "waylay_inbound";
 }
 
 /// The programs and maps of this build, in the kernel, attached to nothing.
 pub(super) struct Loaded(Ebpf);
 
 impl Loaded {
-    /// `handover_entries`: room for handshakes in flight.
-    pub(super) fn new(handover_entries: u32) -> Result<Self, KernelError> {
+    /// `handover_entries`: room for handshakes in flight; `flow_entries`: for the agent's own connections on the inbound
+    /// side.
+    pub(super) fn new(handover_entries: u32, flow_entries: u32) -> Result<Self, KernelError> {
         check_requirements()?;
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(maps::name::HANDOVER, handover_entries)
+            .map_max_entries(maps::name::FLOWS, flow_entries)
             .override_global("WAYLAY_MPTCP", &u8::from(Path::new(MPTCP).exists()), true)
             .override_global(aya_log::LEVEL, &log::level(), true)
             .load(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/waylay-ebpf")))
@@ -70,7 +74,8 @@ impl Loaded {
             | Map::LpmTrie(data)
             | Map::PerCpuArray(data)
             | Map::RingBuf(data)
-            | Map::SkStorage(data) => data,
+            | Map::SkStorage(data)
+            | Map::SockHash(data) => data,
             _ => return Err(KernelError::Incomplete(name)),
         };
         maps::duplicate(name, data)

@@ -6,13 +6,14 @@
 use aya::{
     Pod,
     maps::{
-        Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage,
+        Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage, SockHash,
         lpm_trie::{Key, LpmTrie},
     },
 };
 use waylay_common::{
     counter::Counter,
     flow::{FlowKey, HandoverEntry, SocketState},
+    netns::{ListenerKey, NetnsEntry},
     policy::{PolicyKey, PortRules},
     processes::ProcessTable,
     settings::{ExemptKey, ExemptOwner, Settings, Switch},
@@ -20,7 +21,7 @@ use waylay_common::{
 
 use super::{
     KernelError,
-    policy::{Compiled, Node, Prefix},
+    policy::{Node, Prefix},
 };
 
 /// Names of the maps, as the kernel shows them.
@@ -32,6 +33,10 @@ pub mod name {
     pub const POLICY: &str = "WAYLAY_POLICY";
     pub const EXEMPT: &str = "WAYLAY_EXEMPT";
     pub const NETNS: &str = "WAYLAY_NETNS";
+    pub const FLOWS: &str = "WAYLAY_FLOWS";
+    pub const LISTENERS: &str = "WAYLAY_LISTEN";
+    /// Of one inbound hook only.
+    pub const PLACE: &str = "WAYLAY_PLACE";
     pub const COUNTERS: &str = "WAYLAY_COUNTERS";
     pub const PROCESSES: &str = "WAYLAY_PROCS";
     pub const EVENTS: &str = "WAYLAY_EVENTS";
@@ -41,10 +46,12 @@ pub(super) type Settled = Array<MapData, Settings>;
 pub(super) type Processes = Array<MapData, ProcessTable>;
 pub(super) type Switches = Array<MapData, u64>;
 pub(super) type Sockets = SkStorage<MapData, SocketState>;
-pub(super) type Flows = HashMap<MapData, FlowKey, HandoverEntry>;
+pub(super) type Handovers = HashMap<MapData, FlowKey, HandoverEntry>;
+pub(super) type Flows = HashMap<MapData, FlowKey, u64>;
+pub(super) type Listeners = SockHash<MapData, ListenerKey>;
 pub(super) type Trie = LpmTrie<MapData, PolicyKey, PortRules>;
 pub(super) type Exempt = HashMap<MapData, ExemptKey, ExemptOwner>;
-pub(super) type Netns = HashMap<MapData, u64, u64>;
+pub(super) type Netns = HashMap<MapData, u64, NetnsEntry>;
 pub(super) type Counters = PerCpuArray<MapData, u64>;
 
 /// A typed view of `data`.
@@ -124,37 +131,32 @@ pub(super) fn read_counters(counters: &Counters) -> Result<Vec<(Counter, u64)>, 
         .collect()
 }
 
-/// Puts `compiled` beside the generation in force, then removes nothing: hooks may still be reading the other one.
-pub(super) fn write_generation(
-    trie: &mut Trie,
-    compiled: &Compiled,
-    in_force: u32,
-    new: u32,
-) -> Result<(), KernelError> {
-    let doing = "writing the policy";
-    let keys: Vec<_> = trie.keys().collect::<Result<_, _>>().map_err(|source| KernelError::map(doing, source))?;
-    for key in keys {
-        if key.data().generation != in_force {
-            ensure_removed(trie.remove(&key), doing)?;
-        }
-    }
-    for Node { prefix, rules } in compiled.nodes() {
-        let data = PolicyKey { generation: new, ip: prefix.ip() };
-        trie.insert(&Key::new(PolicyKey::GENERATION_BITS + prefix.len(), data), rules, 0)
-            .map_err(|source| KernelError::map(doing, source))?;
-    }
-    Ok(())
+/// Puts a policy into the trie under the number `id`.
+pub(super) fn write_policy(trie: &mut Trie, id: u32, nodes: &[Node]) -> Result<(), KernelError> {
+    nodes.iter().try_for_each(|node| {
+        trie.insert(&node_key(id, node.prefix), node.rules, 0)
+            .map_err(|source| KernelError::map("writing the policy", source))
+    })
 }
 
-/// The nodes of one generation.
-pub(super) fn read_generation(trie: &Trie, generation: u32) -> Result<Vec<Node>, KernelError> {
+/// Removes one node of the policy `id`; none is as good.
+pub(super) fn remove_node(trie: &mut Trie, id: u32, prefix: Prefix) -> Result<(), KernelError> {
+    ensure_removed(trie.remove(&node_key(id, prefix)), "removing a policy that is no longer in force")
+}
+
+fn node_key(policy: u32, prefix: Prefix) -> Key<PolicyKey> {
+    Key::new(PolicyKey::POLICY_BITS + prefix.len(), PolicyKey { policy, ip: prefix.ip() })
+}
+
+/// The nodes of all policies, each with the number of its policy.
+pub(super) fn read_policies(trie: &Trie) -> Result<Vec<(u32, Node)>, KernelError> {
     // A lookup by the node's own prefix finds the node itself: there is no longer one that contains it.
     let all = entries(name::POLICY, trie.keys(), |key| trie.get(key, 0))?;
-    let nodes = all.into_iter().filter(|(key, _)| key.data().generation == generation);
-    Ok(nodes
+    Ok(all
+        .into_iter()
         .map(|(key, rules)| {
-            let len = key.prefix_len() - PolicyKey::GENERATION_BITS;
-            Node { prefix: Prefix::from_parts(key.data().ip, len), rules }
+            let len = key.prefix_len() - PolicyKey::POLICY_BITS;
+            (key.data().policy, Node { prefix: Prefix::from_parts(key.data().ip, len), rules })
         })
         .collect())
 }

@@ -8,6 +8,8 @@
 //! | socket storage (`SK_STORAGE`), getsockopt hook | 5.2, 5.3 |
 //! | bpf_link for cgroups, network namespace cookies | 5.7 |
 //! | getpeername hooks, ring buffer, socket storage in connect hooks | 5.8 |
+//! | detached mounts | 5.2 |
+//! | sk_lookup | 5.9 |
 //! | `SO_NETNS_COOKIE` | 5.14 |
 //! | `bpf_set_retval` and the calling task in connect hooks | **6.1** |
 //!
@@ -16,22 +18,27 @@
 mod attach;
 pub mod cgroup;
 mod clock;
+mod enrol;
 mod error;
 mod events;
 mod exempt;
 mod handle;
 mod handover;
+mod inbound;
 pub mod inspect;
 mod interception;
 pub mod leftovers;
 mod load;
 mod log;
 mod maps;
+mod namespaces;
 pub mod neighbours;
 mod pins;
+mod policies;
 pub mod policy;
 mod processes;
 mod rival;
+mod rows;
 mod sockets;
 mod unit;
 
@@ -45,6 +52,7 @@ pub use handle::Kernel;
 pub use handover::{Handover, Process};
 pub use interception::{InterceptOptions, Interception};
 pub use log::Log;
+pub use namespaces::{Enrolment, InboundEnrolment};
 pub use policy::{Policy, PolicyError, Rule};
 pub use processes::ProcessError;
 pub use waylay_common::{counter::Counter, settings::OnAgentLoss};
@@ -53,6 +61,8 @@ pub use waylay_common::{counter::Counter, settings::OnAgentLoss};
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(limits::HEARTBEAT_INTERVAL_MS);
 /// The silence after which the hooks take the agent for lost.
 pub const HEARTBEAT_LOSS: Duration = Duration::from_millis(limits::HEARTBEAT_LOSS_MS);
+/// Room for the agent's own connections on the inbound side.
+pub const FLOW_ENTRIES: u32 = limits::FLOW_ENTRIES;
 /// Room for handshakes in flight.
 pub const HANDOVER_ENTRIES: u32 = limits::HANDOVER_ENTRIES;
 

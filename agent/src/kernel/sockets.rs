@@ -19,7 +19,7 @@ use super::{KernelError, Process};
 /// A socket that the hooks or the agent have written to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SocketRow {
-    /// `client`, `accepted` or `bypass`.
+    /// `client`, `accepted`, `bypass` or `inbound`.
     pub role: &'static str,
     pub local: SocketAddr,
     /// The true peer: for a client, the agent.
@@ -133,6 +133,7 @@ fn row(message: &[u8]) -> Option<SocketRow> {
         Role::Client => "client",
         Role::Accepted => "accepted",
         Role::Bypass => "bypass",
+        Role::Inbound => "inbound",
     };
     let family = *message.first()?;
     let port = |at: usize| Some(u16::from_be_bytes(*message.get(at..)?.first_chunk()?));

@@ -65,6 +65,7 @@ pub fn options<'a>(
         redirect_v4,
         redirect_v6,
         own_listeners: own_listeners(admin, listening),
+        host: intercept.host,
         policy: intercept.outbound.clone(),
         processes: intercept.processes.clone(),
         on_agent_loss: intercept.on_agent_loss,

@@ -23,19 +23,25 @@ pub const SUBSCRIBERS_MAX: usize = 16;
 /// Events that wait for one watcher: about a second of a busy agent, about 1 MiB.
 pub const SUBSCRIBER_EVENTS: usize = 1024;
 
-/// One decision of a connect hook.
+/// One decision of a connect hook or an inbound hook.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Decision {
     /// When, as RFC 3339 in UTC.
     pub time: String,
-    /// Who called connect.
-    pub pid: u32,
+    /// `outbound`: a process connects. `inbound`: a connection arrives.
+    pub direction: &'static str,
+    /// The network namespace in which it does.
+    pub netns_cookie: u64,
+    /// Who called connect; not known of what arrives.
+    pub pid: Option<u32>,
     /// Its name.
-    pub comm: String,
+    pub comm: Option<String>,
     /// Its user.
-    pub uid: u32,
+    pub uid: Option<u32>,
     /// Its cgroup.
-    pub cgroup_id: u64,
+    pub cgroup_id: Option<u64>,
+    /// Where a connection that arrives comes from.
+    pub source: Option<std::net::SocketAddr>,
     /// Where it wanted to go.
     pub destination: std::net::SocketAddr,
     /// `redirected`, `passed` or `refused`.
@@ -164,7 +170,7 @@ impl Trace {
     pub fn decision(&self, decision: &Decision) {
         let subscribers = self.0.subscribers.load();
         let admitted =
-            |filter: &TraceFilter| filter.admits(Some(decision.pid), Some(&decision.comm), Some(decision.destination));
+            |filter: &TraceFilter| filter.admits(decision.pid, decision.comm.as_deref(), Some(decision.destination));
         send(&subscribers, admitted, || line(&TaggedDecision { kind: "decision", decision }));
     }
 }

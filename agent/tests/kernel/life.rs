@@ -218,7 +218,10 @@ fn an_instance_can_be_read_without_its_agent() {
     let row = policy.iter().find(|row| row.prefix == "10.0.0.0/32").unwrap();
     assert_eq!((row.include.as_slice(), row.exclude.as_slice()), (&["all".to_owned()][..], &["22".to_owned()][..]));
     assert_eq!(policy.len(), 3);
-    assert_eq!(instance.netns().unwrap(), [interception.kernel().netns_cookie()]);
+    let netns = instance.netns().unwrap();
+    assert_eq!(netns.len(), 1);
+    assert_eq!(netns[0].netns_cookie, interception.kernel().netns_cookie());
+    assert_eq!((netns[0].outbound, netns[0].inbound), (Some(policy[0].policy), None));
     assert_eq!(instance.counters().unwrap().len(), Counter::ALL.len());
 }
 

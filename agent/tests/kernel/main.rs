@@ -3,8 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod connections;
+mod inbound;
 mod life;
 mod neighbours;
+mod pod;
 mod processes;
 mod world;
 
