@@ -5,7 +5,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::addr::EndpointAddr;
-use crate::listener::{Binding, HandOff};
+use crate::listener::Binding;
 use crate::snapshot::Snapshot;
 
 /// The addresses of the listeners in `snapshot` that have a socket.
@@ -14,7 +14,7 @@ pub(super) fn listening(snapshot: &Snapshot) -> Vec<SocketAddr> {
     for listener in snapshot.listeners.iter().filter(|listener| matches!(listener.binding, Binding::Socket { .. })) {
         addresses.push(listener.address);
         // A loopback listener for redirected connections listens in the other family at the same port as well.
-        if listener.hand_off == HandOff::ByOriginalDst && listener.address.ip().is_loopback() {
+        if listener.receives() && listener.address.ip().is_loopback() {
             let other: IpAddr = match listener.address {
                 SocketAddr::V4(_) => Ipv6Addr::LOCALHOST.into(),
                 SocketAddr::V6(_) => Ipv4Addr::LOCALHOST.into(),

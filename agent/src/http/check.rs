@@ -13,6 +13,7 @@ use super::headers::{self, remove_hop_by_hop, sanitize_request};
 use super::path::{Spelling, respell};
 use super::refusal::Refusal;
 use super::route::decide::RequestFacts;
+use crate::workload::Workload;
 
 /// A request that passed.
 #[derive(Debug)]
@@ -32,7 +33,7 @@ impl Checked {
     }
 
     /// What the routes see of the request with this head. Requests that can be read here came without TLS.
-    pub fn facts<'a>(&'a self, head: &'a Parts, random: u64) -> RequestFacts<'a> {
+    pub fn facts<'a>(&'a self, head: &'a Parts, random: u64, source_pod: Option<&'a Workload>) -> RequestFacts<'a> {
         RequestFacts {
             method: &head.method,
             scheme: "http",
@@ -40,6 +41,7 @@ impl Checked {
             path_and_query: self.path.as_str(),
             headers: &head.headers,
             random,
+            source_pod,
         }
     }
 }

@@ -71,7 +71,7 @@ async fn route(
     checked: Checked,
 ) -> Response<ResponseBody> {
     let (manager, snapshot) = (&connection.manager, &connection.snapshot);
-    let facts = checked.facts(&head, connection.worker.random());
+    let facts = checked.facts(&head, connection.worker.random(), connection.info.source_pod.as_deref());
     let decision = decide::decide(&manager.route_config, &facts, &|name| snapshot.clusters.get(name));
     note_decision(&mut exchange, &decision);
     let refusal = match &decision.outcome {

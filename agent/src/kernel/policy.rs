@@ -7,7 +7,7 @@
 
 use std::{collections::BTreeMap, fmt, net::IpAddr, ops::RangeInclusive};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::Serialize;
 use thiserror::Error;
 use waylay_common::{
@@ -22,6 +22,16 @@ pub struct Policy {
     /// Empty: everything.
     pub include: Vec<Rule>,
     pub exclude: Vec<Rule>,
+}
+
+impl Policy {
+    /// Takes no connection at all.
+    #[must_use]
+    pub fn nothing() -> Self {
+        let all = |net: IpNet| Rule { cidr: Some(net), ports: Vec::new() };
+        let all = [all(Ipv4Net::default().into()), all(Ipv6Net::default().into())];
+        Self { include: Vec::new(), exclude: all.into() }
+    }
 }
 
 /// Destinations: addresses within `cidr` (none: any of either family) on one of `ports` (empty: any).

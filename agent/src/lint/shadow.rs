@@ -9,6 +9,7 @@ use http::Method;
 use super::values::{comparable, has_letters, header_implies, query_implies};
 use super::{Finding, Kind};
 use crate::http::route::{HeaderMatch, HeaderValueMatch, PathMatch, Route, RouteMatch, StringMatch, StringMatchKind};
+use crate::workload::WorkloadMatch;
 
 /// As [`RouteMatch::runtime_fraction_per_million`] counts: every request.
 const ALL_PER_MILLION: u32 = 1_000_000;
@@ -44,6 +45,7 @@ pub fn covers(earlier: &RouteMatch, later: &RouteMatch) -> bool {
             .iter()
             .all(|earlier| later.query_parameters.iter().any(|later| query_implies(later, earlier)))
         && (!earlier.grpc || later.grpc)
+        && source_covers(earlier.source_pod.as_ref(), later.source_pod.as_ref())
 }
 
 fn path_covers(earlier: &RouteMatch, later: &RouteMatch) -> bool {
@@ -87,6 +89,22 @@ fn beginning(path: &PathMatch) -> Option<(&str, bool)> {
         PathMatch::Template(template) => Some((template.literal_prefix(), false)),
         PathMatch::SafeRegex(_) | PathMatch::Connect => None,
     }
+}
+
+/// Whether every pod that `later` accepts fulfils `earlier`: without a condition requests of no pod come too.
+fn source_covers(earlier: Option<&WorkloadMatch>, later: Option<&WorkloadMatch>) -> bool {
+    let Some(earlier) = earlier else { return true };
+    let Some(later) = later else { return false };
+    let namespace = earlier.namespace.is_none() || earlier.namespace == later.namespace;
+    let name = match (&earlier.name, &later.name) {
+        (None, _) => true,
+        (Some(_), None) => false,
+        (Some(earlier), Some(later)) => match earlier.strip_suffix('*') {
+            Some(beginning) => later.strip_suffix('*').unwrap_or(later).starts_with(beginning),
+            None => earlier == later,
+        },
+    };
+    namespace && name && earlier.labels.iter().all(|(key, value)| later.labels.get(key) == Some(value))
 }
 
 /// The connection manager lets only paths through that begin with `/`.
@@ -181,6 +199,12 @@ mod tests {
 
     fn methods(methods: &[Method]) -> RouteMatch {
         RouteMatch { methods: methods.to_vec(), ..prefix("/") }
+    }
+
+    fn from(namespace: Option<&str>, name: Option<&str>, labels: &[(&str, &str)]) -> RouteMatch {
+        let labels = labels.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+        let [namespace, name] = [namespace, name].map(|text| text.map(str::to_owned));
+        RouteMatch { source_pod: Some(WorkloadMatch { namespace, name, labels }), ..prefix("/") }
     }
 
     fn query(value: QueryValueMatch) -> RouteMatch {
@@ -304,6 +328,36 @@ mod tests {
                 (methods(&[Method::GET]), prefix("/")),
                 (methods(&[Method::GET]), methods(&[Method::GET, Method::POST])),
                 (RouteMatch { grpc: true, ..prefix("/") }, prefix("/")),
+            ],
+        );
+    }
+
+    #[test]
+    fn shadows_of_source_pods_are_found() {
+        let shop = || from(Some("shop"), None, &[]);
+        let web = |name| from(None, Some(name), &[]);
+        let app = [("app", "web")];
+        check(
+            true,
+            vec![
+                (prefix("/"), shop()),
+                (from(None, None, &[]), shop()),
+                (shop(), from(Some("shop"), Some("web-1"), &app)),
+                (web("web-*"), web("web-1")),
+                (web("web-*"), web("web-1*")),
+                (from(None, None, &app), from(None, None, &[("app", "web"), ("tier", "a")])),
+            ],
+        );
+        check(
+            false,
+            vec![
+                // What comes from no known pod has no condition that it fails.
+                (from(None, None, &[]), prefix("/")),
+                (shop(), web("web-1")),
+                (shop(), from(Some("bank"), None, &[])),
+                (web("web-1"), web("web-1*")),
+                (web("web-*"), web("web*")),
+                (from(None, None, &app), shop()),
             ],
         );
     }

@@ -42,6 +42,14 @@ pub struct Listener {
     pub stats: Arc<ListenerStats>,
 }
 
+impl Listener {
+    /// Whether the kernel hands connections to its socket: those that it redirects, or those that arrive.
+    pub fn receives(&self) -> bool {
+        let handed = self.hand_off == HandOff::ByOriginalDst || self.direction == TrafficDirection::Inbound;
+        self.binding != Binding::Virtual && handed
+    }
+}
+
 /// Envoy's `traffic_direction`, seen from the workload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum TrafficDirection {

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::listener::{Binding, HandOff, Listener, ReusePort};
+use crate::listener::{Binding, Listener, ReusePort};
 
 /// Tries to find a port that is free in both families. Few of some 28,000 are taken, so that one is nearly always
 /// enough.
@@ -96,9 +96,9 @@ fn bind_once(
     Ok(bound)
 }
 
-/// Redirected connections of both families need somewhere to go.
+/// What the kernel hands over of both families needs somewhere to go.
 fn other_family(listener: &Listener, bound: SocketAddr) -> Option<SocketAddr> {
-    if listener.hand_off != HandOff::ByOriginalDst {
+    if !listener.receives() {
         return None;
     }
     let ip: IpAddr = match bound.ip() {

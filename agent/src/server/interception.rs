@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 use tokio::time::MissedTickBehavior;
 
 use crate::kernel::{HEARTBEAT_INTERVAL, HEARTBEAT_LOSS, InterceptOptions, Interception, KernelError, Log, cgroup};
-use crate::listener::{HandOff, Listener};
+use crate::listener::{Listener, TrafficDirection};
 use crate::snapshot::{Admin, Intercept, Redirect};
 use crate::worker::{STALL_AFTER, Shared};
 
@@ -51,7 +51,8 @@ pub fn options<'a>(
     let mut listening = Vec::new();
     for (listener, addresses) in bound {
         listening.extend_from_slice(addresses);
-        if intercept.redirect != Redirect::Listeners || listener.hand_off != HandOff::ByOriginalDst {
+        let outbound = listener.receives() && listener.direction == TrafficDirection::Outbound;
+        if intercept.redirect != Redirect::Listeners || !outbound {
             continue;
         }
         for address in addresses {

@@ -11,7 +11,7 @@ use std::time::SystemTime;
 use super::bind::bind;
 use super::{LoadError, ServerError, Serving};
 use crate::kernel::KernelError;
-use crate::listener::{Binding, HandOff};
+use crate::listener::{Binding, Listener, TrafficDirection};
 use crate::snapshot::{Intercept, Snapshot};
 use crate::worker::{ReloadFailure, State};
 
@@ -171,14 +171,22 @@ fn needs_restart(old: &Snapshot, new: &Snapshot) -> Vec<String> {
         (None, None) => {}
         (Some(_), None) | (None, Some(_)) => refuse("intercept"),
     }
-    if redirected_to(old) != redirected_to(new) {
-        refuse("listeners: those with use_original_dst, to which the kernel redirects,");
+    for (direction, which) in [
+        (TrafficDirection::Outbound, "those with use_original_dst, to which the kernel redirects,"),
+        (
+            TrafficDirection::Inbound,
+            "the bound one with traffic_direction inbound, to which the kernel hands what arrives,",
+        ),
+    ] {
+        if receivers(old, direction) != receivers(new, direction) {
+            refuse(&format!("listeners: {which}"));
+        }
     }
     if old.admin != new.admin {
         refuse("admin");
     }
     for new in new.listeners.iter() {
-        let changed = |old: &Arc<crate::listener::Listener>| old.address == new.address && old.binding != new.binding;
+        let changed = |old: &Arc<Listener>| old.address == new.address && old.binding != new.binding;
         let both_bound = new.binding != Binding::Virtual;
         if both_bound && old.listeners.iter().any(|old| changed(old) && old.binding != Binding::Virtual) {
             refuse(&format!("listener '{}': its reuse_port and backlog", new.name));
@@ -187,13 +195,9 @@ fn needs_restart(old: &Snapshot, new: &Snapshot) -> Vec<String> {
     refused
 }
 
-fn redirected_to(snapshot: &Snapshot) -> BTreeSet<SocketAddr> {
-    snapshot
-        .listeners
-        .iter()
-        .filter(|listener| listener.binding != Binding::Virtual && listener.hand_off == HandOff::ByOriginalDst)
-        .map(|listener| listener.address)
-        .collect()
+fn receivers(snapshot: &Snapshot, direction: TrafficDirection) -> BTreeSet<SocketAddr> {
+    let receives = |listener: &&Arc<Listener>| listener.direction == direction && listener.receives();
+    snapshot.listeners.iter().filter(receives).map(|listener| listener.address).collect()
 }
 
 /// An error with its causes.

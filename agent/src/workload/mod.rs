@@ -97,6 +97,42 @@ impl WorkloadMatch {
     }
 }
 
+impl WorkloadMatch {
+    /// The first thing that `workload` lacks, for people; `None` when it lacks nothing.
+    pub fn lacks(&self, workload: &Workload) -> Option<String> {
+        if let Some(wanted) = &self.namespace
+            && **wanted != *workload.namespace
+        {
+            return Some(format!("its namespace is {}, wants {wanted}", workload.namespace));
+        }
+        if let Some(wanted) = &self.name
+            && !names(wanted, &workload.name)
+        {
+            return Some(format!("its name is {}, wants {wanted}", workload.name));
+        }
+        let (label, wanted) = self.labels.iter().find(|(key, value)| workload.labels.get(*key) != Some(*value))?;
+        Some(match workload.labels.get(label) {
+            Some(found) => format!("its label {label} is {found:?}, wants {wanted:?}"),
+            None => format!("its label {label} is absent, wants {wanted:?}"),
+        })
+    }
+}
+
+impl fmt::Display for WorkloadMatch {
+    /// `pod shop/web-* with app=web`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let part = |part: &Option<String>| part.clone().unwrap_or_else(|| "*".to_owned());
+        match (&self.namespace, &self.name) {
+            (None, None) => f.write_str("any pod")?,
+            (namespace, name) => write!(f, "pod {}/{}", part(namespace), part(name))?,
+        }
+        for (index, (label, value)) in self.labels.iter().enumerate() {
+            write!(f, "{} {label}={value}", if index == 0 { " with" } else { "," })?;
+        }
+        Ok(())
+    }
+}
+
 fn names(pattern: &str, name: &str) -> bool {
     pattern.strip_suffix('*').map_or(pattern == name, |prefix| name.starts_with(prefix))
 }
@@ -173,6 +209,7 @@ mod tests {
             (condition(None, None, &[("tier", "web")]), false),
         ] {
             assert_eq!(condition.matches(&web), expected, "{condition:?}");
+            assert_eq!(condition.lacks(&web).is_none(), expected, "{condition:?}");
         }
     }
 

@@ -108,6 +108,7 @@ pub fn row(prefix: &str, action: Action) -> Route {
             query_parameters: Vec::new(),
             grpc: false,
             runtime_fraction_per_million: None,
+            source_pod: None,
         },
         action,
         headers: HeaderMutations::default(),

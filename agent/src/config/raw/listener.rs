@@ -7,8 +7,8 @@ use ipnet::IpNet;
 
 use super::http::Http;
 use crate::config::record::{choice, record};
-use crate::listener::ListenerFilter;
 use crate::listener::chain::{SourceType, TransportProtocol};
+use crate::listener::{ListenerFilter, TrafficDirection};
 
 record! {
     /// What a connection meets, found by its original destination: the listener of exactly that address, else that of
@@ -20,8 +20,10 @@ record! {
         address: SocketAddr, required;
         /// Whether it listens itself; `false` for one that is found by original destination only.
         bind_to_port: bool, default(true);
-        /// The kernel redirects to it, and its connections are served by the listener of their original destination.
-        /// On 127.0.0.1 it listens on \[::1\] as well.
+        /// Of which connections: those that go out, or those that arrive for a program of this host or of a pod.
+        traffic_direction: TrafficDirection, default(TrafficDirection::Outbound);
+        /// Its connections are served by the listener of their original destination, of the same direction. Outbound: the
+        /// kernel redirects to it. On 127.0.0.1 it listens on \[::1\] as well.
         use_original_dst: bool, default(false);
         /// What looks at the first bytes, in this order, for filter chains to match on.
         listener_filters: Vec<ListenerFilter>, default(Vec::new());
@@ -100,6 +102,7 @@ record! {
     }
 }
 
+choice!(TrafficDirection { Outbound = "outbound", Inbound = "inbound" });
 choice!(ListenerFilter { TlsInspector = "tls_inspector", HttpInspector = "http_inspector" });
 choice!(TransportProtocol { Tls = "tls", RawBuffer = "raw_buffer" });
 choice!(SourceType { Any = "any", SameIpOrLoopback = "same_ip_or_loopback", External = "external" });

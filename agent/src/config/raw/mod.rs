@@ -8,7 +8,9 @@ pub mod action;
 pub mod cluster;
 pub mod http;
 pub mod intercept;
+mod labels;
 pub mod listener;
+pub mod pods;
 pub mod route;
 mod scalars;
 
@@ -19,6 +21,7 @@ use super::record::{choice, record};
 use super::value::Value;
 use crate::snapshot::AccessLogFormat;
 
+pub use labels::Labels;
 pub use scalars::{AddressOrOff, Flag, FromText, Hex, OrText, RedirectStatus, RetryConditions};
 
 /// `port` of this host alone.

@@ -1,6 +1,7 @@
 //! `route_configs`: virtual hosts and their ordered rows, up to what a row matches.
 
 use super::action::{DirectResponse, HeaderAddition, Redirect, RetryPolicy, RouteAction};
+use super::pods::SourcePod;
 use super::{Flag, FromText, OrText};
 use crate::config::record::{choice, record};
 use crate::http::route::RequireTls;
@@ -99,6 +100,8 @@ record! {
         grpc: Flag, default(Flag(false));
         /// Holds for this fraction of requests, drawn at random.
         runtime_fraction: Fraction, optional("all"), envoy("runtime_fraction.default_value");
+        /// The request comes from such a pod; never holds where the pod is not known.
+        source_pod: SourcePod, optional("no condition"), envoy("-");
     }
 
     /// A regular expression in Rust's syntax, which is RE2's. Short: the expression alone.

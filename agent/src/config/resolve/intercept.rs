@@ -1,16 +1,19 @@
-//! `intercept`: what the kernel redirects, and whether there is somebody to redirect it to.
+//! `intercept`: what the kernel takes, and whether there is somebody to hand it to.
 
-use std::net::SocketAddr;
 use std::path::{Component, PathBuf};
 
-use super::Resolver;
+use super::receivers::{proxy_receives_all, receiver, redirect, takes_inbound};
+use super::{Resolver, pods, processes};
 use crate::config::diagnostic::Path;
 use crate::config::raw::Config;
-use crate::config::raw::intercept::{Intercept as RawIntercept, Rule as RawRule};
+use crate::config::raw::intercept::{
+    Inbound as RawInbound, Intercept as RawIntercept, Policy as RawPolicy, Rule as RawRule,
+};
+use crate::config::raw::pods::PodPolicy as RawPodPolicy;
 use crate::config::value::Value as _;
-use crate::kernel::policy::Compiled;
 use crate::kernel::{Policy, Rule};
-use crate::snapshot::{Intercept, Redirect};
+use crate::listener::TrafficDirection;
+use crate::snapshot::{Inbound, Intercept, Redirect};
 
 /// Handshakes that may be under way at once, at most: 2^20 entries of the kernel's map take about 150 MiB.
 const MAX_HANDOVER_ENTRIES: u32 = 1 << 20;
@@ -18,125 +21,178 @@ const MAX_HANDOVER_ENTRIES: u32 = 1 << 20;
 /// Resolves `intercept`; it is implied by a listener to which the kernel can redirect.
 pub fn intercept(resolver: &mut Resolver<'_>, config: &Config) -> Option<Option<Intercept>> {
     let path = Path::ROOT.field("intercept");
-    let target = config.listeners.iter().find(|listener| listener.bind_to_port && listener.use_original_dst);
-    match (&config.intercept, target) {
-        (None, None) => Some(None),
-        (None, Some(_)) => intercepted(resolver, config, &RawIntercept::placeholder(), &path).map(Some),
-        (Some(raw), Some(listener)) if !raw.redirect_to.is_empty() => {
+    let implied = RawIntercept::placeholder();
+    let raw = match &config.intercept {
+        Some(raw) => raw,
+        None if receiver(config, TrafficDirection::Outbound).is_some() => &implied,
+        None => return Some(None),
+    };
+    let outbound = outbound_goes_somewhere(resolver, config, raw, &path);
+    let inbound = inbound_goes_somewhere(resolver, config, raw, &path);
+    let intercept = intercepted(resolver, config, raw, &path);
+    outbound.and(inbound).and(intercept).map(Some)
+}
+
+fn outbound_goes_somewhere(
+    resolver: &mut Resolver<'_>,
+    config: &Config,
+    raw: &RawIntercept,
+    path: &Path<'_>,
+) -> Option<()> {
+    let redirect_to = path.field("redirect_to");
+    match (receiver(config, TrafficDirection::Outbound), !raw.redirect_to.is_empty()) {
+        (Some(listener), true) => {
             let message = format!(
                 "the kernel redirects to one place: take this away, or `use_original_dst` from listener `{}`",
                 listener.name
             );
-            resolver.error(&path.field("redirect_to"), message);
-            intercepted(resolver, config, raw, &path);
+            resolver.error(&redirect_to, message);
             None
         }
-        (Some(raw), _) if target.is_some() || !raw.redirect_to.is_empty() => {
-            intercepted(resolver, config, raw, &path).map(Some)
-        }
-        (Some(raw), _) => {
-            let message = "nothing to redirect to: give one listener `use_original_dst: true` and an address of its own, such as 127.0.0.1:15001";
-            let undecoded = ["listeners", "intercept.redirect_to"];
-            if !undecoded.iter().any(|field| resolver.report.is_undecoded(field)) {
-                resolver.error(&path, message);
-            }
-            intercepted(resolver, config, raw, &path);
+        (None, true) if raw.pods.is_some() => {
+            let message = "the proxy is in the agent's own network namespace, where connections of `pods` do not reach it: give a listener of this file `use_original_dst: true` instead";
+            resolver.error(&redirect_to, message);
             None
         }
+        (Some(_), false) | (None, true) => Some(()),
+        (None, false) => nothing_outbound(resolver, config, raw, path),
+    }
+}
+
+/// Nobody receives what goes out. That is fine where only what arrives is taken.
+fn nothing_outbound(resolver: &mut Resolver<'_>, config: &Config, raw: &RawIntercept, path: &Path<'_>) -> Option<()> {
+    let undecoded = ["listeners", "intercept.redirect_to"];
+    if undecoded.iter().any(|field| resolver.report.is_undecoded(field)) {
+        return None;
+    }
+    let message = "nothing to redirect to: give one listener `use_original_dst: true` and an address of its own, such as 127.0.0.1:15001";
+    if !takes_inbound(config) {
+        resolver.error(path, message);
+        return None;
+    }
+    let mut ok = Some(());
+    if raw.outbound != RawPolicy::placeholder() {
+        resolver.error(&path.field("outbound"), message);
+        ok = None;
+    }
+    if !raw.processes.is_empty() {
+        resolver.error(&path.field("processes"), message);
+        ok = None;
+    }
+    for_each_row(raw, path, |row, path| {
+        if row.outbound.is_some() {
+            resolver.error(&path.field("outbound"), message);
+            ok = None;
+        }
+    });
+    ok
+}
+
+fn inbound_goes_somewhere(
+    resolver: &mut Resolver<'_>,
+    config: &Config,
+    raw: &RawIntercept,
+    path: &Path<'_>,
+) -> Option<()> {
+    if receiver(config, TrafficDirection::Inbound).is_some() || resolver.report.is_undecoded("listeners") {
+        return Some(());
+    }
+    let message = "nothing to hand to what arrives: give one listener `traffic_direction: inbound` and an address of its own, such as 127.0.0.1:15006";
+    let mut ok = Some(());
+    if raw.inbound.is_some() {
+        resolver.error(&path.field("inbound"), message);
+        ok = None;
+    }
+    for_each_row(raw, path, |row, path| {
+        if row.inbound.is_some() {
+            resolver.error(&path.field("inbound"), message);
+            ok = None;
+        }
+    });
+    ok
+}
+
+fn for_each_row(raw: &RawIntercept, path: &Path<'_>, mut look: impl FnMut(&RawPodPolicy, &Path<'_>)) {
+    let pods = path.field("pods");
+    let rows = pods.field("policies");
+    for (index, row) in raw.pods.iter().flat_map(|pods| &pods.policies).enumerate() {
+        look(row, &rows.index(index));
     }
 }
 
 fn intercepted(resolver: &mut Resolver<'_>, config: &Config, raw: &RawIntercept, path: &Path<'_>) -> Option<Intercept> {
     let cgroup = cgroup(resolver, &raw.cgroup, &path.field("cgroup"));
-    let outbound = path.field("outbound");
-    let include = resolver.each(&raw.outbound.include, &outbound.field("include"), rule);
-    let exclude = resolver.each(&raw.outbound.exclude, &outbound.field("exclude"), rule);
+    let host = host(resolver, raw, path);
+    let processes = processes::processes(resolver, &raw.processes, &path.field("processes"));
+    let outbound = policy(resolver, &raw.outbound, &path.field("outbound"));
+    let inbound = resolver
+        .maybe(raw.inbound.as_ref(), &path.field("inbound"), |resolver, raw, path| inbound(resolver, raw, host, path));
+    let pods = resolver.maybe(raw.pods.as_ref(), &path.field("pods"), pods::pods);
     let entries = &path.field("handover_entries");
     let handover_entries = resolver.within(entries, raw.handover_entries, 1..=MAX_HANDOVER_ENTRIES);
     let to = redirect(resolver, config, &raw.redirect_to, &path.field("redirect_to"));
-    let (cgroup, policy, redirect) = (cgroup?, Policy { include: include?, exclude: exclude? }, to?);
+    let (cgroup, mut outbound, redirect) = (cgroup?, outbound?, to?);
     if let Redirect::Proxy { v4, v6 } = redirect {
-        proxy_receives_all(resolver, &policy, (v4.is_some(), v6.is_some()), &path.field("redirect_to"))?;
-        if raw.cgroup == "/" && policy == Policy::default() {
+        proxy_receives_all(resolver, &outbound, (v4.is_some(), v6.is_some()), &path.field("redirect_to"))?;
+        if raw.cgroup == "/" && outbound == Policy::default() && raw.processes.is_empty() {
             let message = "every process is intercepted, the proxy too: its own connections come back to it; name the cgroup of the programs to intercept";
             resolver.warn(&path.field("cgroup"), message);
         }
+    } else if receiver(config, TrafficDirection::Outbound).is_none() {
+        outbound = Policy::nothing();
     }
     Some(Intercept {
         cgroup,
-        host: true,
-        processes: Vec::new(),
-        outbound: policy,
-        inbound: None,
-        pods: None,
+        host,
+        processes: processes?,
+        outbound,
+        inbound: inbound?,
+        pods: pods?,
         redirect,
         on_agent_loss: raw.on_agent_loss,
         handover_entries: handover_entries?,
     })
 }
 
-/// At most one address of each family, each one that another program can accept on.
-fn redirect(
-    resolver: &mut Resolver<'_>,
-    config: &Config,
-    addresses: &[SocketAddr],
-    path: &Path<'_>,
-) -> Option<Redirect> {
-    if addresses.is_empty() {
-        return Some(Redirect::Listeners);
+/// Whether the agent's own network namespace takes part.
+fn host(resolver: &mut Resolver<'_>, raw: &RawIntercept, path: &Path<'_>) -> bool {
+    if raw.host == Some(false) && raw.pods.is_none() && !resolver.report.is_undecoded("intercept.pods") {
+        let message =
+            "nothing is intercepted: this leaves out the agent's own network namespace, and there is no `pods`";
+        resolver.warn(&path.field("host"), message);
     }
-    let (mut v4, mut v6, mut ok) = (None, None, Some(()));
-    for (index, &address) in addresses.iter().enumerate() {
-        let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
-        let listener = config.listeners.iter().find(|listener| listener.bind_to_port && listener.address == address);
-        let message = if address.port() == 0 || address.ip().is_unspecified() || address.ip().is_multicast() {
-            format!("nobody can connect to {address}: give the address and port where the proxy listens")
-        } else if address.ip().to_canonical() != address.ip() {
-            format!("{address} is an IPv4 address: write it as one")
-        } else if let Some(listener) = listener {
-            format!(
-                "{address} is the address of listener `{}`: give it `use_original_dst: true` instead",
-                listener.name
-            )
-        } else {
-            let taken = match address {
-                SocketAddr::V4(address) => v4.replace(address).map(SocketAddr::V4),
-                SocketAddr::V6(address) => v6.replace(address).map(SocketAddr::V6),
-            };
-            let Some(other) = taken else { continue };
-            format!("all {family} connections go to one address, and that is {other}")
-        };
-        resolver.error(&path.index(index), message);
-        ok = None;
-    }
-    ok.map(|()| Redirect::Proxy { v4, v6 })
+    raw.host.unwrap_or(raw.pods.is_none())
 }
 
-/// A family that is taken and has no address to go to would pass by the proxy unseen.
-fn proxy_receives_all(
-    resolver: &mut Resolver<'_>,
-    policy: &Policy,
-    (v4, v6): (bool, bool),
-    path: &Path<'_>,
-) -> Option<()> {
-    // A policy that does not fit is the kernel's to refuse: it knows its limits.
-    let Ok(compiled) = Compiled::new(policy) else { return Some(()) };
+/// Resolves a policy.
+pub fn policy(resolver: &mut Resolver<'_>, raw: &RawPolicy, path: &Path<'_>) -> Option<Policy> {
+    let include = resolver.each(&raw.include, &path.field("include"), rule);
+    let exclude = resolver.each(&raw.exclude, &path.field("exclude"), rule);
+    Some(Policy { include: include?, exclude: exclude? })
+}
+
+fn inbound(resolver: &mut Resolver<'_>, raw: &RawInbound, host: bool, path: &Path<'_>) -> Option<Inbound> {
+    let raw_policy = RawPolicy { include: raw.include.clone(), exclude: raw.exclude.clone() };
+    let policy = policy(resolver, &raw_policy, path);
     let mut ok = Some(());
-    for (family, missing, everything) in
-        [("IPv4", compiled.intercepts_v4() && !v4, "0.0.0.0/0"), ("IPv6", compiled.intercepts_v6() && !v6, "::/0")]
-    {
-        if missing {
-            let message = format!(
-                "{family} connections are taken and have nowhere to go: add an {family} address, or exclude {everything}"
-            );
+    if host {
+        let message = "takes what arrives at this machine itself on any port, its SSH too: name the ports, as in `include: [{ports: [8080]}]`";
+        let include = path.field("include");
+        if raw.include.is_empty() {
             resolver.error(path, message);
             ok = None;
         }
+        for (index, _) in raw.include.iter().enumerate().filter(|(_, rule)| rule.ports.is_empty()) {
+            resolver.error(&include.index(index), message);
+            ok = None;
+        }
     }
-    ok
+    ok?;
+    Some(Inbound { policy: policy?, from_node: raw.from_node })
 }
 
-fn cgroup(resolver: &mut Resolver<'_>, text: &str, path: &Path<'_>) -> Option<PathBuf> {
+/// Resolves a path below the cgroup2 mount.
+pub fn cgroup(resolver: &mut Resolver<'_>, text: &str, path: &Path<'_>) -> Option<PathBuf> {
     let cgroup = PathBuf::from(text);
     let climbs = cgroup.components().any(|part| matches!(part, Component::ParentDir));
     if !text.starts_with('/') || climbs {

@@ -1,12 +1,10 @@
 //! Listeners and their filter chains.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use super::{Resolver, http, limit};
+use super::{Resolver, http, limit, receivers};
 use crate::config::diagnostic::Path;
 use crate::config::raw::{Config, listener as raw};
-use crate::listener::TrafficDirection;
 use crate::listener::chain::{ChainMatch, FilterChain, FilterChains, TransportProtocol};
 use crate::listener::dispatch::{ListenerConflict, Listeners};
 use crate::listener::{
@@ -20,14 +18,14 @@ pub fn listeners(resolver: &mut Resolver<'_>, config: &Config, path: &Path<'_>) 
     if listeners.is_empty() && !proxy_serves {
         resolver.warn(path, "there are no listeners: this configuration serves nothing");
     }
-    let targets = redirect_targets(resolver, listeners, path);
+    let targets = receivers::listeners(resolver, config, path);
     let resolved = resolver.each(listeners, path, |resolver, raw, path| listener(resolver, raw, path).map(Arc::new));
     let unique = unique(resolver, listeners, path);
     targets.and(unique)?;
     Listeners::new(resolved?).ok()
 }
 
-/// Checks that no two listeners have one name or address. It looks at what is written, since a listener that is wrong
+/// Checks that no two listeners have one name, no two of a direction one address, and no two one socket's. It looks at what is written, since a listener that is wrong
 /// otherwise may still be in conflict with another; the words are the model's.
 fn unique(resolver: &mut Resolver<'_>, listeners: &[raw::Listener], path: &Path<'_>) -> Option<()> {
     let list = *path;
@@ -41,7 +39,11 @@ fn unique(resolver: &mut Resolver<'_>, listeners: &[raw::Listener], path: &Path<
         let path = path.index(index);
         let name: Arc<str> = Arc::from(later.name.as_str());
         let earlier: Vec<_> = earlier(index).collect();
-        if let Some(existing) = earlier.iter().find(|earlier| earlier.address == later.address) {
+        let clashes = |earlier: &raw::Listener| {
+            earlier.address == later.address
+                && (earlier.traffic_direction == later.traffic_direction || earlier.bind_to_port && later.bind_to_port)
+        };
+        if let Some(existing) = earlier.iter().find(|earlier| clashes(earlier)) {
             let existing = Arc::from(existing.name.as_str());
             let conflict = ListenerConflict::Address { name: name.clone(), address: later.address, existing };
             resolver.error(&path.field("address"), conflict.to_string());
@@ -49,39 +51,6 @@ fn unique(resolver: &mut Resolver<'_>, listeners: &[raw::Listener], path: &Path<
         }
         if earlier.iter().any(|earlier| earlier.name == later.name) {
             resolver.error(&path.field("name"), ListenerConflict::Name { name }.to_string());
-            ok = None;
-        }
-    }
-    ok
-}
-
-/// Checks that the kernel has one listener of each family to redirect to, and that what it implies is free.
-fn redirect_targets(resolver: &mut Resolver<'_>, listeners: &[raw::Listener], path: &Path<'_>) -> Option<()> {
-    let targets = || listeners.iter().enumerate().filter(|(_, raw)| raw.bind_to_port && raw.use_original_dst);
-    let mut ok = Some(());
-    for (index, later) in targets() {
-        let family = |raw: &raw::Listener| raw.address.is_ipv4();
-        let earlier = targets().find(|(other, raw)| *other < index && family(raw) == family(later));
-        if let Some((_, earlier)) = earlier {
-            let family = if family(later) { "IPv4" } else { "IPv6" };
-            let message = format!(
-                "the kernel redirects {family} connections to one listener, and that is `{}`: make this one `bind_to_port: false` or leave `use_original_dst` out",
-                earlier.name
-            );
-            resolver.error(&path.index(index).field("use_original_dst"), message);
-            ok = None;
-        }
-        // A listener on 127.0.0.1 stands for [::1] as well.
-        let implied = SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), later.address.port());
-        let on_loopback = later.address.ip() == IpAddr::from([127, 0, 0, 1]);
-        let taken =
-            listeners.iter().position(|raw| raw.bind_to_port && !raw.use_original_dst && raw.address == implied);
-        if let (true, Some(taken)) = (on_loopback, taken) {
-            let message = format!(
-                "{implied} belongs to listener `{}`: with `use_original_dst` it takes IPv6 connections there",
-                later.name
-            );
-            resolver.error(&path.index(taken).field("address"), message);
             ok = None;
         }
     }
@@ -118,7 +87,7 @@ fn listener(resolver: &mut Resolver<'_>, raw: &raw::Listener, path: &Path<'_>) -
     ok?;
     Some(Listener {
         address: crate::addr::canonical(raw.address),
-        direction: TrafficDirection::Outbound,
+        direction: raw.traffic_direction,
         binding,
         hand_off: if raw.use_original_dst { HandOff::ByOriginalDst } else { HandOff::Stay },
         listener_filters: filters?,

@@ -2,7 +2,7 @@
 
 use http::{HeaderName, Method};
 
-use super::Resolver;
+use super::{Resolver, pods};
 use crate::config::diagnostic::Path;
 use crate::config::raw::OrText;
 use crate::config::raw::route as raw;
@@ -21,6 +21,7 @@ pub fn route_match(resolver: &mut Resolver<'_>, raw: &raw::RouteMatch, path: &Pa
     let headers = resolver.each(&raw.headers, &path.field("headers"), header_match);
     let query_parameters = resolver.each(&raw.query_parameters, &path.field("query_parameters"), query_match);
     let fraction = resolver.maybe(raw.runtime_fraction.as_ref(), &path.field("runtime_fraction"), per_million);
+    let source_pod = resolver.maybe(raw.source_pod.as_ref(), &path.field("source_pod"), pods::source_pod);
     Some(RouteMatch {
         path: path_match?,
         case_sensitive: raw.case_sensitive,
@@ -29,6 +30,7 @@ pub fn route_match(resolver: &mut Resolver<'_>, raw: &raw::RouteMatch, path: &Pa
         query_parameters: query_parameters?,
         grpc: raw.grpc.0,
         runtime_fraction_per_million: fraction?,
+        source_pod: source_pod?,
     })
 }
 

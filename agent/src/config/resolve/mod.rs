@@ -12,6 +12,9 @@ mod http;
 mod intercept;
 mod listener;
 mod matches;
+mod pods;
+mod processes;
+mod receivers;
 mod route;
 mod settings;
 

@@ -8,9 +8,11 @@ use crate::http::route::{
     Action, AppendAction, HeaderValueMatch, HostRewrite, PathMatch, PathRewrite, QueryValueMatch, RetryOn, Route,
     StringMatchKind,
 };
-use crate::kernel::OnAgentLoss;
-use crate::listener::{Binding, HandOff, NetworkFilter, OnFiltersTimeout, ReusePort};
-use crate::snapshot::Snapshot;
+use crate::kernel::policy::Compiled;
+use crate::kernel::{OnAgentLoss, Policy};
+use crate::listener::{Binding, HandOff, NetworkFilter, OnFiltersTimeout, ReusePort, TrafficDirection};
+use crate::snapshot::{FromNode, Intercept, Snapshot};
+use crate::workload::Workload;
 
 fn snapshot(text: &str) -> Snapshot {
     check(text).unwrap_or_else(|errors| panic!("{errors}")).snapshot
@@ -65,6 +67,92 @@ fn what_is_not_given_gets_its_default() {
         }
         other => panic!("{other:?}"),
     }
+}
+
+/// What becomes of this `intercept`, with a listener for each direction.
+fn intercepted(intercept: &str) -> Intercept {
+    let listener = |name: &str, fields: &str| {
+        format!("{{name: {name}, {fields}, default_filter_chain: {{tcp_proxy: {{cluster: c}}}}}}")
+    };
+    let out = listener("out", "address: 127.0.0.1:15001, use_original_dst: true");
+    let inbound = listener("in", "address: 127.0.0.1:15006, traffic_direction: INBOUND");
+    let text =
+        format!("intercept: {intercept}\nlisteners: [{out}, {inbound}]\nclusters: [{{name: c, type: original_dst}}]\n");
+    let snapshot = snapshot(&text);
+    assert_eq!(snapshot.listeners.named("in").expect("a listener").direction, TrafficDirection::Inbound);
+    assert_eq!(snapshot.listeners.named("out").expect("a listener").direction, TrafficDirection::Outbound);
+    snapshot.intercept.expect("intercepted")
+}
+
+#[test]
+fn the_host_takes_part_unless_pods_do() {
+    for (text, expected) in [
+        ("{}", true),
+        ("{host: true}", true),
+        ("{pods: {}}", false),
+        ("{host: false, pods: {}}", false),
+        ("{host: true, pods: {}}", true),
+    ] {
+        assert_eq!(intercepted(text).host, expected, "{text}");
+    }
+}
+
+#[test]
+fn what_arrives_resolves() {
+    assert_eq!(intercepted("{pods: {}}").inbound, None);
+    assert_eq!(intercepted("{pods: {}, inbound:}").inbound, None, "an empty field is an absent one");
+    let everything = intercepted("{pods: {}, inbound: {}}").inbound.expect("inbound");
+    assert_eq!((everything.policy, everything.from_node), (Policy::default(), FromNode::Pass));
+    let text = "{inbound: {include: [{cidr: 10.0.0.0/8, ports: [80, 8000-8999]}], exclude: [{ports: [8022]}], from_node: intercept}}";
+    let some = intercepted(text).inbound.expect("inbound");
+    assert_eq!(some.from_node, FromNode::Intercept);
+    assert_eq!(some.policy.include[0].ports, [80..=80, 8000..=8999]);
+    assert_eq!(some.policy.exclude[0].ports, [8022..=8022]);
+}
+
+#[test]
+fn pods_resolve() {
+    let usual = intercepted("{pods: {}}").pods.expect("pods");
+    assert_eq!((usual.runtimes.len(), usual.poll_interval), (0, Duration::from_secs(5)));
+    let pod = |labels: &[(&str, &str)], annotations: &[(&str, &str)]| {
+        let map = |of: &[(&str, &str)]| of.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+        Workload { namespace: "shop".into(), labels: map(labels), annotations: map(annotations), ..Workload::default() }
+    };
+    let inject = [("waylay.io/inject", "true")];
+    let selected = |pod: &Workload| usual.select.iter().any(|row| row.selects(pod));
+    assert!(selected(&pod(&inject, &[])) && selected(&pod(&[], &inject)) && !selected(&pod(&[], &[])));
+    assert!(!selected(&pod(&[("waylay.io/inject", "false")], &[])));
+    let text = "{pods: {runtimes: [\"cri:///run/c.sock\"], poll_interval: 1m, select: [{namespaces: [shop], labels: {app: 1.10}}], policies: [{source_pod: {namespace: shop, name: \"web-*\", labels: {a: b}}, outbound: {include: [{ports: [5432]}]}}]}}";
+    let some = intercepted(text).pods.expect("pods");
+    assert_eq!((some.runtimes.len(), some.poll_interval), (1, Duration::from_secs(60)));
+    assert!(some.select[0].selects(&pod(&[("app", "1.10")], &[])));
+    let row = &some.policies[0];
+    assert_eq!(row.source_pod.to_string(), "pod shop/web-* with a=b");
+    assert_eq!((row.outbound.as_ref().map(|policy| policy.include.len()), row.inbound.is_some()), (Some(1), false));
+}
+
+#[test]
+fn processes_resolve() {
+    let rules = intercepted("{processes: [{user: root, comm: curl}, {user: 4711}, {pid: 7}, {unit: nginx}, {unit: a.slice}, {cgroup: /user.slice}]}").processes;
+    assert_eq!((rules[0].uid, rules[0].comm.as_deref()), (Some(0), Some("curl")));
+    assert_eq!((rules[1].uid, rules[2].pid), (Some(4711), Some(7)));
+    let units: Vec<_> = rules.iter().filter_map(|rule| rule.unit.as_deref()).collect();
+    assert_eq!(units, ["nginx.service", "a.slice"]);
+    assert_eq!(rules[5].cgroup.as_deref(), Some(std::path::Path::new("/user.slice")));
+}
+
+#[test]
+fn nothing_that_goes_out_is_taken_without_a_listener_for_it() {
+    let text = "intercept: {inbound: {include: [{ports: [80]}]}}\nlisteners: [{name: in, address: 127.0.0.1:15006, traffic_direction: inbound, default_filter_chain: {tcp_proxy: {cluster: c}}}]\nclusters: [{name: c, type: original_dst}]\n";
+    let intercept = snapshot(text).intercept.expect("intercepted");
+    let compiled = Compiled::new(&intercept.outbound).expect("a policy");
+    assert!(!compiled.intercepts_v4() && !compiled.intercepts_v6());
+}
+
+#[test]
+fn a_condition_on_the_pod_resolves() {
+    let route = row("{match: {prefix: /, source_pod: {name: \"web-*\"}}, route: {cluster: c}}");
+    assert_eq!(route.matches.source_pod.expect("a condition").to_string(), "pod */web-*");
 }
 
 #[test]

@@ -15,6 +15,7 @@ use super::{
     VirtualHost,
 };
 use crate::cluster::{Cluster, ClusterSpecifier};
+use crate::workload::Workload;
 
 /// How long the endpoint's answer is awaited, in milliseconds.
 const X_ENVOY_EXPECTED_RQ_TIMEOUT_MS: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
@@ -41,6 +42,8 @@ pub struct RequestFacts<'a> {
     pub headers: &'a HeaderMap,
     /// One random number for the whole request: runtime fractions and weights use the same.
     pub random: u64,
+    /// Where the request comes from, when that is known.
+    pub source_pod: Option<&'a Workload>,
 }
 
 /// What was decided.

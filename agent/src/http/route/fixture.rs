@@ -1,5 +1,6 @@
 //! What the tests of routing build on: rows, tables, requests, and strategies that make random ones which often meet.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
@@ -13,6 +14,7 @@ use super::{
     Action, DirectResponse, FullRegex, HeaderMatch, HeaderMutations, HeaderValueMatch, PathMatch, QueryMatch,
     QueryValueMatch, RequireTls, Route, RouteConfig, RouteMatch, StringMatch, StringMatchKind, VirtualHost,
 };
+use crate::workload::{Workload, WorkloadMatch};
 
 /// A row that asks for this path alone.
 pub fn on(path: PathMatch) -> RouteMatch {
@@ -24,6 +26,7 @@ pub fn on(path: PathMatch) -> RouteMatch {
         query_parameters: Vec::new(),
         grpc: false,
         runtime_fraction_per_million: None,
+        source_pod: None,
     }
 }
 
@@ -94,6 +97,7 @@ pub struct Request {
     pub path_and_query: String,
     pub headers: HeaderMap,
     pub random: u64,
+    pub source_pod: Option<Workload>,
 }
 
 impl Request {
@@ -105,6 +109,7 @@ impl Request {
             path_and_query: path_and_query.to_owned(),
             headers: HeaderMap::new(),
             random: 0,
+            source_pod: None,
         }
     }
 
@@ -122,6 +127,7 @@ impl Request {
             path_and_query: &self.path_and_query,
             headers: &self.headers,
             random: self.random,
+            source_pod: self.source_pod.as_ref(),
         }
     }
 }
@@ -204,6 +210,32 @@ fn query_match() -> impl Strategy<Value = QueryMatch> {
     (select(vec!["q", "r"]), value).prop_map(|(name, value)| QueryMatch { name: name.to_owned(), value })
 }
 
+const PODS: [&str; 4] = ["web-1", "web-2", "web", "db"];
+
+fn pod_labels() -> impl Strategy<Value = BTreeMap<String, String>> {
+    let label = (select(vec!["app", "tier"]), select(vec!["a", "b"]));
+    proptest::collection::btree_map(label.0.prop_map(str::to_owned), label.1.prop_map(str::to_owned), 0..2)
+}
+
+fn pod() -> impl Strategy<Value = Workload> {
+    (select(vec!["shop", "bank"]), select(PODS.to_vec()), pod_labels()).prop_map(|(namespace, name, labels)| Workload {
+        namespace: namespace.into(),
+        name: name.into(),
+        labels,
+        ..Workload::default()
+    })
+}
+
+fn pod_match() -> impl Strategy<Value = WorkloadMatch> {
+    let namespace = select(vec![None, None, Some("shop"), Some("bank")]);
+    let name = select(vec![None, Some("web-1"), Some("web-*"), Some("web*"), Some("*"), Some("db")]);
+    (namespace, name, pod_labels()).prop_map(|(namespace, name, labels)| WorkloadMatch {
+        namespace: namespace.map(str::to_owned),
+        name: name.map(str::to_owned),
+        labels,
+    })
+}
+
 /// Any conditions.
 pub fn any_match() -> impl Strategy<Value = RouteMatch> {
     (
@@ -214,9 +246,19 @@ pub fn any_match() -> impl Strategy<Value = RouteMatch> {
         proptest::collection::vec(query_match(), 0..2),
         proptest::bool::weighted(0.1),
         proptest::option::weighted(0.1, select(vec![0_u32, 500_000, 1_000_000])),
+        proptest::option::weighted(0.3, pod_match()),
     )
         .prop_map(
-            |(path, case_sensitive, methods, headers, query_parameters, grpc, runtime_fraction_per_million)| {
+            |(
+                path,
+                case_sensitive,
+                methods,
+                headers,
+                query_parameters,
+                grpc,
+                runtime_fraction_per_million,
+                source_pod,
+            )| {
                 RouteMatch {
                     path,
                     case_sensitive,
@@ -225,6 +267,7 @@ pub fn any_match() -> impl Strategy<Value = RouteMatch> {
                     query_parameters,
                     grpc,
                     runtime_fraction_per_million,
+                    source_pod,
                 }
             },
         )
@@ -237,13 +280,16 @@ pub fn any_request() -> impl Strategy<Value = Request> {
     };
     let content_type = select(vec![None, Some("application/grpc"), Some("application/grpc+proto"), Some("a")]);
     let query = select(vec!["", "?", "?q=a", "?q=a&q=ab", "?r=5&q", "?r=abc#q=a", "#f"]);
-    (select(METHODS.to_vec()), path(), query, values(), values(), values(), content_type, any::<u64>()).prop_map(
-        |(method, path, query, a, second_a, b, content_type, random)| {
+    let headers = (values(), values(), values(), content_type);
+    let source_pod = proptest::option::weighted(0.7, pod());
+    (select(METHODS.to_vec()), path(), query, headers, any::<u64>(), source_pod).prop_map(
+        |(method, path, query, (a, second_a, b, content_type), random, source_pod)| {
             let pathless = method == Method::CONNECT && random % 2 == 0;
             let mut request = Request {
                 path_and_query: if pathless { String::new() } else { format!("{path}{query}") },
                 method,
                 random,
+                source_pod,
                 ..Request::get("/")
             };
             for (name, value) in [("x-a", a), ("x-a", second_a), ("x-b", b), ("content-type", content_type)] {

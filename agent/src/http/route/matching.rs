@@ -13,6 +13,7 @@ use super::decide::RequestFacts;
 use super::mismatch::{Mismatch, PathCondition, list};
 use super::strings::query_parameter;
 use super::{FullRegex, HeaderMatch, PathMatch, Route, RouteMatch};
+use crate::workload::Workload;
 
 /// What [`RouteMatch::runtime_fraction_per_million`] is a fraction of.
 const MILLION: u64 = 1_000_000;
@@ -146,7 +147,18 @@ impl RouteMatch {
             let content_type = || request.header(CONTENT_TYPE.as_str(), |value| value.map(text));
             return Err(O::because(|| Mismatch::NotGrpc { content_type: content_type() }));
         }
+        self.check_source::<O>(request.facts.source_pod)?;
         self.check_fraction::<O>(request.facts.random)
+    }
+
+    fn check_source<O: Observer>(&self, pod: Option<&Workload>) -> Result<(), O::Reason> {
+        match &self.source_pod {
+            Some(wanted) if !pod.is_some_and(|pod| wanted.matches(pod)) => Err(O::because(|| {
+                let found = pod.map(|pod| (pod.to_string(), wanted.lacks(pod).unwrap_or_default()));
+                Mismatch::SourcePod { found, wanted: wanted.clone() }
+            })),
+            _ => Ok(()),
+        }
     }
 
     fn check_path<O: Observer>(&self, request: &RequestView<'_>) -> Result<(), O::Reason> {
@@ -197,6 +209,7 @@ impl RouteMatch {
         if let Some(fraction) = self.runtime_fraction_per_million {
             parts.push(format!("{} % of requests", f64::from(fraction) / 10_000.0));
         }
+        parts.extend(self.source_pod.iter().map(|pod| format!("from {pod}")));
         parts.join(", ")
     }
 
@@ -220,6 +233,9 @@ impl RouteMatch {
         if let Some(fraction) = self.runtime_fraction_per_million {
             let drawn = request.facts.random % MILLION;
             parts.push(format!("random {drawn} of 1000000 is below runtime_fraction {fraction}"));
+        }
+        if let (Some(wanted), Some(pod)) = (&self.source_pod, request.facts.source_pod) {
+            parts.push(format!("it comes from {pod}, which is {wanted}"));
         }
         parts.join(", ")
     }

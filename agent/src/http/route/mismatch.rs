@@ -5,6 +5,7 @@ use std::fmt;
 use http::Method;
 
 use super::{HeaderMatch, HeaderValueMatch, PathMatch, QueryMatch, QueryValueMatch, StringMatch, StringMatchKind};
+use crate::workload::WorkloadMatch;
 
 /// The first condition of a row that did not hold.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,6 +56,13 @@ pub enum Mismatch {
         drawn: u32,
         /// Requests of a million that the row takes.
         wanted: u32,
+    },
+    /// The request comes from another pod, or from none that is known.
+    SourcePod {
+        /// Which, and what it lacks.
+        found: Option<(String, String)>,
+        /// What was wanted.
+        wanted: WorkloadMatch,
     },
 }
 
@@ -151,6 +159,8 @@ impl fmt::Display for Mismatch {
             Self::RuntimeFraction { drawn, wanted } => {
                 write!(f, "random {drawn} of 1000000 is not below runtime_fraction {wanted}")
             }
+            Self::SourcePod { found: Some((pod, lacks)), .. } => write!(f, "source pod {pod}: {lacks}"),
+            Self::SourcePod { found: None, wanted } => write!(f, "the source pod is not known, wants {wanted}"),
         }
     }
 }

@@ -25,6 +25,7 @@ use regex::Regex;
 
 use crate::cluster::ClusterSpecifier;
 use crate::telemetry::stats::RouteStats;
+use crate::workload::WorkloadMatch;
 
 /// Envoy's `RouteConfiguration`.
 #[derive(Debug)]
@@ -108,6 +109,8 @@ pub struct RouteMatch {
     pub grpc: bool,
     /// Holds for `numerator` of 1,000,000 requests; `None` for all.
     pub runtime_fraction_per_million: Option<u32>,
+    /// On the workload that the request comes from.
+    pub source_pod: Option<WorkloadMatch>,
 }
 
 /// The path condition, on the path without query and fragment.

@@ -80,8 +80,15 @@ mod tests {
     fn location(redirect: &Redirect, scheme: &str, authority: &str, path_and_query: &str) -> String {
         let matches = fixture::on(PathMatch::Prefix("/old".into()));
         let headers = HeaderMap::new();
-        let request =
-            RequestFacts { method: &Method::GET, scheme, authority, path_and_query, headers: &headers, random: 0 };
+        let request = RequestFacts {
+            method: &Method::GET,
+            scheme,
+            authority,
+            path_and_query,
+            headers: &headers,
+            random: 0,
+            source_pod: None,
+        };
         redirect.location(&matches, &request)
     }
 

@@ -298,7 +298,15 @@ fn naive(row: &RouteMatch, facts: &RequestFacts<'_>) -> bool {
             .is_some_and(|found| found == "application/grpc" || found.starts_with("application/grpc+"));
     let drawn = row.runtime_fraction_per_million.is_none_or(|fraction| facts.random % 1_000_000 < fraction.into());
     let method_holds = row.methods.is_empty() || row.methods.iter().any(|method| method == facts.method);
-    path_holds && method_holds && headers_hold && queries_hold && grpc_holds && drawn
+    let from = row.source_pod.as_ref().is_none_or(|own| {
+        facts.source_pod.is_some_and(|pod| {
+            let pattern = own.name.as_deref().unwrap_or("*").replace('*', ".*");
+            own.namespace.as_deref().is_none_or(|namespace| namespace == &*pod.namespace)
+                && full(&pattern, false, &pod.name)
+                && own.labels.iter().all(|(key, value)| pod.labels.get(key) == Some(value))
+        })
+    });
+    path_holds && method_holds && headers_hold && queries_hold && grpc_holds && drawn && from
 }
 
 proptest! {
