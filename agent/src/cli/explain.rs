@@ -10,7 +10,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use super::output::{self, Format};
 use crate::config::{self, Source};
 use crate::explain::{Question, Url, explain};
+use crate::listener::TrafficDirection;
 use crate::snapshot::Runtime;
+use crate::workload::Workload;
 
 /// Show what would become of a request: listener, filter chain, every row and why, cluster, endpoint
 #[derive(Debug, clap::Args)]
@@ -18,6 +20,7 @@ use crate::snapshot::Runtime;
   waylay explain -c waylay.yaml http://10.0.0.9:8080/checkout
   waylay explain -c waylay.yaml --dst 10.0.0.9:8080 -H 'x-canary: true' http://shop.example/checkout
   waylay explain -c waylay.yaml --sni api.example.com --alpn h2 https://10.0.0.9/ -o json
+  waylay explain -c waylay.yaml --inbound --source-pod shop/web-1 --source-label app=web http://10.42.0.7:8080/
 
 Nothing is sent. The matching is the agent's own code; health is not known, so that every endpoint counts as usable.")]
 pub struct Args {
@@ -45,6 +48,18 @@ pub struct Args {
     #[arg(long, value_name = "PROTOCOL")]
     alpn: Vec<String>,
 
+    /// The connection arrives, instead of going out: to the listener with traffic_direction inbound
+    #[arg(long)]
+    inbound: bool,
+
+    /// The pod that the connection comes from
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = pod)]
+    source_pod: Option<Workload>,
+
+    /// A label of that pod
+    #[arg(long = "source-label", value_name = "NAME=VALUE", value_parser = label, requires = "source_pod")]
+    source_labels: Vec<(String, String)>,
+
     /// The number that fractions, weights and random balancing draw with
     #[arg(long, value_name = "N", default_value_t = 0)]
     random: u64,
@@ -70,6 +85,20 @@ fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
     let name = name.trim().parse().map_err(|_| format!("{name:?} is no header name"))?;
     let value = value.trim().parse().map_err(|_| format!("{value:?} is no header value"))?;
     Ok((name, value))
+}
+
+fn pod(text: &str) -> Result<Workload, String> {
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
+            Ok(Workload { namespace: namespace.into(), name: name.into(), ..Workload::default() })
+        }
+        _ => Err("no pod: write NAMESPACE/NAME, such as shop/web-1".to_owned()),
+    }
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("no label: write NAME=VALUE, such as app=web")?;
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 impl Args {
@@ -101,6 +130,8 @@ impl Args {
                 headers
             },
             random: self.random,
+            direction: if self.inbound { TrafficDirection::Inbound } else { TrafficDirection::Outbound },
+            source_pod: self.source_pod.map(|pod| Workload { labels: self.source_labels.into_iter().collect(), ..pod }),
         };
         let answer = explain(&loaded.snapshot, &question);
         match self.output {

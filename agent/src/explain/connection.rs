@@ -4,9 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use super::text::Section;
-use super::{Explanation, Question};
+use super::{Explanation, Question, taken};
 use crate::addr::{ClientAddr, OrigDstAddr};
-use crate::kernel::Rule;
 use crate::listener::TrafficDirection;
 use crate::listener::chain::trace::{Branch, Trace};
 use crate::listener::chain::{ConnectionFacts, FilterChain, TransportProtocol};
@@ -28,16 +27,17 @@ pub(super) fn arrive<'a>(snapshot: &'a Snapshot, question: &Question, answer: &m
     let destination = question.destination().map(OrigDstAddr::new);
     let address = match destination {
         Ok(destination) => destination,
-        Err(port) => OrigDstAddr::new(guess(snapshot, port)),
+        Err(port) => OrigDstAddr::new(guess(snapshot, question.direction, port)),
     };
     let client = ClientAddr::new(question.client(address.ip()));
     describe(snapshot, question, address, client, answer);
-    let (listener, found_by) = dispatch(snapshot, address, answer)?;
+    let (listener, found_by) = dispatch(snapshot, question.direction, address, answer)?;
     answer.listener = Some(listener.name.to_string());
     let how = match found_by {
         _ if destination.is_err() => "found by its port alone: --dst IP:PORT says which address is meant",
         FoundBy::Exact => "found by exactly this address",
         FoundBy::Wildcard => "found by the wildcard address with this port",
+        FoundBy::Accepted if listener.hand_off == HandOff::Stay => "accepted the connection, and serves it itself",
         FoundBy::Accepted => "accepted the connection; no listener has its original destination",
     };
     let section = answer.section("listener", format!("{} ({}), {how}", listener.name, listener.address));
@@ -48,13 +48,13 @@ pub(super) fn arrive<'a>(snapshot: &'a Snapshot, question: &Question, answer: &m
 
 /// An address for a connection of which only the port is known: that of a listener with this port, the wildcard ones
 /// first.
-fn guess(snapshot: &Snapshot, port: u16) -> SocketAddr {
+fn guess(snapshot: &Snapshot, direction: TrafficDirection, port: u16) -> SocketAddr {
     let wildcards: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
     let wildcard = wildcards.map(|ip| SocketAddr::new(ip, port)).into_iter();
-    let found = wildcard
-        .clone()
-        .find(|address| snapshot.listeners.find(TrafficDirection::Outbound, OrigDstAddr::new(*address)).is_some());
-    let exact = || snapshot.listeners.iter().map(|listener| listener.address).find(|address| address.port() == port);
+    let found =
+        wildcard.clone().find(|address| snapshot.listeners.find(direction, OrigDstAddr::new(*address)).is_some());
+    let of_direction = || snapshot.listeners.iter().filter(|listener| listener.direction == direction);
+    let exact = || of_direction().map(|listener| listener.address).find(|address| address.port() == port);
     found.or_else(exact).unwrap_or(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port))
 }
 
@@ -74,42 +74,46 @@ fn describe(
         Ok(_) => destination.to_string(),
         Err(port) => format!("{}, port {port}", question.url.host()),
     };
-    let section = answer.section("connection", format!("to {to} from {}, {kind}", client.ip()));
+    let way = match question.direction {
+        TrafficDirection::Outbound => "to",
+        TrafficDirection::Inbound => "inbound, to",
+    };
+    let section = answer.section("connection", format!("{way} {to} from {}, {kind}", client.ip()));
     if let Some(name) = question.server_name() {
         section.details.push(format!("server name {name}"));
     }
     if question.is_tls() && !question.alpn.is_empty() {
         section.details.push(format!("ALPN {}", question.alpn.join(", ")));
     }
+    if let Some(pod) = &question.source_pod {
+        let labels: Vec<_> = pod.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let with = if labels.is_empty() { "no labels".to_owned() } else { labels.join(", ") };
+        section.details.push(format!("it comes from pod {pod} with {with}"));
+    }
     if let (Ok(_), Some(intercept)) = (question.destination(), &snapshot.intercept) {
-        let applies = |rule: &Rule| {
-            rule.cidr.is_none_or(|cidr| cidr.contains(&destination.ip()))
-                && (rule.ports.is_empty() || rule.ports.iter().any(|ports| ports.contains(&destination.port())))
-        };
-        let policy = &intercept.outbound;
-        if policy.exclude.iter().any(applies) {
-            section.details.push("the kernel leaves it alone: intercept excludes it. If it did not:".to_owned());
-        } else if !policy.include.is_empty() && !policy.include.iter().any(applies) {
-            section.details.push("the kernel leaves it alone: intercept does not include it. If it did:".to_owned());
-        }
+        section.details.extend(taken::remarks(intercept, question, destination, client));
     }
 }
 
 /// The listener that serves the connection.
 fn dispatch<'a>(
     snapshot: &'a Snapshot,
+    direction: TrafficDirection,
     destination: OrigDstAddr,
     answer: &mut Explanation,
 ) -> Option<(&'a Arc<Listener>, FoundBy)> {
     let listeners = &snapshot.listeners;
-    let accepts = |listener: &&Arc<Listener>| {
-        matches!(listener.binding, Binding::Socket { .. }) && listener.hand_off == HandOff::ByOriginalDst
-    };
+    let accepts = |listener: &&Arc<Listener>| listener.direction == direction && listener.receives();
     if let Some(accepted) = listeners.iter().find(accepts) {
         return Some(listeners.dispatch(accepted, destination));
     }
-    let found =
-        listeners.find(TrafficDirection::Outbound, destination).filter(|(found, _)| found.binding != Binding::Virtual);
+    if direction == TrafficDirection::Inbound {
+        let text =
+            "none: no bound listener has traffic_direction inbound, so nothing that arrives is handed to the agent";
+        answer.section("listener", text);
+        return None;
+    }
+    let found = listeners.find(direction, destination).filter(|(found, _)| found.binding != Binding::Virtual);
     if found.is_none() {
         let redirect = snapshot.intercept.as_ref().map(|intercept| intercept.redirect);
         let text = match redirect {

@@ -3,9 +3,6 @@
 use crate::addr::{EndpointAddr, OrigDstAddr};
 use crate::cluster::balance::{Schedule, pick};
 use crate::cluster::{Cluster, Discovery, LbPolicy, WeightedClusters};
-use crate::listener::Binding;
-use crate::listener::TrafficDirection;
-use crate::listener::dispatch::FoundBy;
 use crate::snapshot::Snapshot;
 
 /// An endpoint, as far as it is known before anything is sent.
@@ -43,12 +40,12 @@ fn at_destination(snapshot: &Snapshot, destination: Option<OrigDstAddr>) -> Resu
         let text = "the address that the client dials: --dst IP:PORT says which".to_owned();
         return Ok(Choice { address: None, hostname: None, text });
     };
-    match snapshot.listeners.find(TrafficDirection::Outbound, destination) {
-        Some((listener, FoundBy::Exact)) if listener.binding != Binding::Virtual => Err(format!(
+    match snapshot.listeners.bound_at(destination.socket()) {
+        Some(listener) => Err(format!(
             "{destination} is the agent's own listener '{}', connecting to it would be a loop",
             listener.name
         )),
-        _ => Ok(Choice {
+        None => Ok(Choice {
             address: Some(EndpointAddr::new(destination.socket())),
             hostname: None,
             text: format!("{destination}, the original destination"),

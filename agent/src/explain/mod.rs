@@ -8,6 +8,7 @@ mod connection;
 mod endpoint;
 mod question;
 mod request;
+mod taken;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -54,6 +55,10 @@ pub struct Explanation {
     pub upstream: Option<Upstream>,
     /// The flags that the access record would have; null when there are none.
     pub response_flags: Option<String>,
+    /// `outbound` or `inbound`.
+    pub direction: &'static str,
+    /// The pod that it comes from, `namespace/name`.
+    pub source_pod: Option<String>,
     /// The way, for people.
     #[serde(skip)]
     sections: Vec<Section>,
@@ -102,7 +107,11 @@ pub struct Upstream {
 
 /// Answers `question` with the code of the data path.
 pub fn explain(snapshot: &Snapshot, question: &Question) -> Explanation {
-    let mut answer = Explanation::default();
+    let mut answer = Explanation {
+        direction: question.direction.name(),
+        source_pod: question.source_pod.as_ref().map(ToString::to_string),
+        ..Explanation::default()
+    };
     let Some(arrived) = connection::arrive(snapshot, question, &mut answer) else { return answer };
     match &arrived.chain.filter {
         NetworkFilter::Tcp(proxy) => answer.tcp(snapshot, question, &arrived, proxy),

@@ -7,6 +7,9 @@ use http::header::HOST;
 use http::uri::Authority;
 use http::{HeaderMap, Method, Uri};
 
+use crate::listener::TrafficDirection;
+use crate::workload::Workload;
+
 /// A connection and a request.
 #[derive(Clone, Debug)]
 pub struct Question {
@@ -28,6 +31,10 @@ pub struct Question {
     pub headers: HeaderMap,
     /// For runtime fractions, weights and balancing.
     pub random: u64,
+    /// Whether the connection goes out or arrives.
+    pub direction: TrafficDirection,
+    /// The pod that the connection comes from, when it is one and known.
+    pub source_pod: Option<Workload>,
 }
 
 impl Question {
@@ -43,6 +50,8 @@ impl Question {
             method: Method::GET,
             headers: HeaderMap::new(),
             random: 0,
+            direction: TrafficDirection::Outbound,
+            source_pod: None,
         }
     }
 

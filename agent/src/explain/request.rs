@@ -55,7 +55,7 @@ pub(super) fn explain(
         }
     };
     headers::forward(&mut head.headers, manager, arrived.client.ip(), || question.random);
-    let facts = checked.facts(&head, question.random, None);
+    let facts = checked.facts(&head, question.random, question.source_pod.as_ref());
     answer.section("request", format!("{} {} at {}", facts.method, facts.path_and_query, facts.authority));
     let mut rows = Rows::new();
     let clusters = |name: &str| snapshot.clusters.get(name);

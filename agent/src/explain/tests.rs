@@ -4,7 +4,9 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::config::{Source, load};
+use crate::listener::TrafficDirection;
 use crate::snapshot::Runtime;
+use crate::workload::Workload;
 
 const SHOP: &str = r#"
 listeners:
@@ -104,7 +106,7 @@ fn the_json_has_every_field_and_null_for_what_does_not_apply() {
         "route": 2, "action": "route", "cluster": "default-svc", "endpoint": "127.0.0.1:9004",
         "status": null, "location": null,
         "upstream": {"method": "PUT", "path": "/checkout/cart", "host": "10.0.0.1:8080", "headers": json["upstream"]["headers"]},
-        "response_flags": null,
+        "response_flags": null, "direction": "outbound", "source_pod": null,
     });
     assert_eq!(json, expected);
     let fields: Vec<_> = json.as_object().expect("object").keys().cloned().collect();
@@ -215,4 +217,101 @@ fn the_text_tells_the_whole_way() {
         assert!(text.lines().any(|own| own == line), "{line:?} in\n{text}");
     }
     assert!(text.lines().all(|line| line.trim_end() == line));
+}
+
+const PODS: &str = r#"
+intercept:
+  pods:
+    policies:
+      - {source_pod: {name: "batch-*"}, outbound: {include: [{ports: [5432]}]}}
+  inbound: {include: [{cidr: 10.0.0.0/8, ports: [8080]}]}
+listeners:
+  - {name: out, address: 127.0.0.1:15001, use_original_dst: true, default_filter_chain: {tcp_proxy: {cluster: passthrough}}}
+  - name: in
+    address: 127.0.0.1:15006
+    traffic_direction: inbound
+    filter_chains:
+      - match: {destination_port: 8080}
+        http:
+          route_config:
+            virtual_hosts:
+              - name: app
+                domains: ["*"]
+                routes:
+                  - {match: {prefix: /, source_pod: {namespace: shop, name: "web-*", labels: {app: web}}}, route: {cluster: passthrough}}
+                  - {match: {prefix: /}, direct_response: {status: 403}}
+    default_filter_chain: {tcp_proxy: {cluster: passthrough}}
+  - {name: out-8080, address: 0.0.0.0:8080, bind_to_port: false, default_filter_chain: {tcp_proxy: {cluster: passthrough}}}
+clusters: [{name: passthrough, type: original_dst}]
+"#;
+
+fn answer_of(file: &str, question: &Question) -> Explanation {
+    let source = Source::Inline { name: "pods.yaml".to_owned(), text: file.to_owned() };
+    let loaded = load(&source, &Runtime::default(), 1).unwrap_or_else(|errors| panic!("{errors}"));
+    explain(&loaded.snapshot, question)
+}
+
+fn pod(namespace: &str, name: &str, labels: &[(&str, &str)]) -> Option<Workload> {
+    let labels = labels.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+    Some(Workload { namespace: namespace.into(), name: name.into(), labels, ..Workload::default() })
+}
+
+fn arriving(url: &str, source_pod: Option<Workload>) -> Question {
+    let src = Some("10.42.0.5:40000".parse().expect("address"));
+    Question { direction: TrafficDirection::Inbound, src, source_pod, ..ask(url) }
+}
+
+#[test]
+fn what_arrives_is_served_by_the_inbound_listener_alone_and_rows_see_the_pod() {
+    let web = [("app", "web")];
+    for (source, row, reason) in [
+        (
+            pod("shop", "web-1", &web),
+            0,
+            "path / begins with /, it comes from shop/web-1, which is pod shop/web-* with app=web",
+        ),
+        (pod("bank", "web-1", &web), 1, "source pod bank/web-1: its namespace is bank, wants shop"),
+        (pod("shop", "api-1", &web), 1, "source pod shop/api-1: its name is api-1, wants web-*"),
+        (pod("shop", "web-1", &[("app", "db")]), 1, "source pod shop/web-1: its label app is \"db\", wants \"web\""),
+        (pod("shop", "web-1", &[]), 1, "source pod shop/web-1: its label app is absent, wants \"web\""),
+        (None, 1, "the source pod is not known, wants pod shop/web-* with app=web"),
+    ] {
+        let name = source.as_ref().map(ToString::to_string);
+        let answer = answer_of(PODS, &arriving("http://10.42.0.9:8080/", source));
+        assert_eq!((answer.listener.as_deref(), answer.route), (Some("in"), Some(row)), "{}", answer.text());
+        assert_eq!((answer.routes[0].reason.as_str(), answer.source_pod), (reason, name));
+        assert_eq!(answer.direction, "inbound");
+    }
+    let other = answer_of(PODS, &arriving("http://10.42.0.9:5432/", None));
+    assert_eq!((other.listener.as_deref(), other.filter_chain.as_deref()), (Some("in"), Some("default")));
+    assert_eq!(other.endpoint.as_deref(), Some("10.42.0.9:5432"), "the application itself");
+}
+
+#[test]
+fn it_is_said_why_the_kernel_leaves_a_connection_alone() {
+    let out = |url: &str, source_pod| Question { source_pod, ..ask(url) };
+    for (question, expected) in [
+        (out("http://10.0.0.1:80/", None), Some("intercept.host is false, and it comes from no pod")),
+        (out("http://10.0.0.1:80/", pod("shop", "web-1", &[("waylay.io/inject", "true")])), None),
+        (
+            out("http://10.0.0.1:80/", pod("shop", "batch-1", &[])),
+            Some("intercept.pods.policies[0] does not include it"),
+        ),
+        (out("http://10.0.0.1:5432/", pod("shop", "batch-1", &[])), None),
+        (arriving("http://10.42.0.9:8080/", None), None),
+        (arriving("http://10.42.0.9:9090/", None), Some("intercept.inbound does not include it")),
+        (
+            Question { src: Some("192.0.2.1:1".parse().expect("address")), ..arriving("http://10.42.0.9:8080/", None) },
+            Some("intercept.inbound does not include it"),
+        ),
+    ] {
+        let text = answer_of(PODS, &question).text();
+        let found = text.lines().find_map(|line| line.split_once("the kernel leaves it alone: ")).map(|(_, why)| why);
+        assert_eq!(found.is_some(), expected.is_some(), "{text}");
+        assert!(found.unwrap_or_default().starts_with(expected.unwrap_or_default()), "{text}");
+    }
+    let outside = answer_of(PODS, &out("http://10.0.0.1:80/", pod("shop", "web-1", &[]))).text();
+    assert!(outside.contains("intercept.pods.select does not select the pod by these labels"), "{outside}");
+    let nobody = answer_of(SHOP, &arriving("http://10.42.0.9:8080/", None)).text();
+    assert!(nobody.contains("none: no bound listener has traffic_direction inbound"), "{nobody}");
 }
