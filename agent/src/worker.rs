@@ -22,6 +22,7 @@ use crate::place::Place;
 use crate::snapshot::{Runtime, Snapshot};
 use crate::telemetry::record::RecordSink;
 use crate::workload::Workloads;
+use crate::workload::status::EnrolmentStatus;
 
 /// How often a worker proves that its loop turns.
 pub const TICK_INTERVAL: Duration = Duration::from_millis(100);
@@ -52,6 +53,8 @@ pub struct Shared {
     pub host: Arc<Place>,
     /// Pods and containers of this node.
     pub workloads: ArcSwap<Workloads>,
+    /// What became of each of them, for people.
+    pub enrolments: ArcSwap<Vec<EnrolmentStatus>>,
     /// Why the last reload was refused; `None` when it was not.
     pub reload_failure: ArcSwapOption<ReloadFailure>,
     /// When the agent started.
@@ -128,6 +131,7 @@ impl Shared {
             own_listeners: ArcSwap::default(),
             host: Place::host(),
             workloads: ArcSwap::default(),
+            enrolments: ArcSwap::default(),
             reload_failure: ArcSwapOption::empty(),
             started_at: SystemTime::now(),
             kernel: SetOnce::new(),

@@ -8,6 +8,7 @@ mod clusters;
 mod dump;
 mod info;
 mod listeners;
+mod pods;
 mod query;
 mod reply;
 mod router;

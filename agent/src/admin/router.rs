@@ -8,7 +8,7 @@ use http::{HeaderValue, Method, Request, StatusCode};
 
 use super::query::Query;
 use super::reply::{self, Reply};
-use super::{Site, State, clusters, dump, info, listeners, routes, stats, trace};
+use super::{Site, State, clusters, dump, info, listeners, pods, routes, stats, trace};
 use crate::telemetry::{log, prometheus};
 use crate::worker;
 
@@ -27,6 +27,7 @@ const PAGES: &[(&str, Access, &str)] = &[
     ("/help", Access::Read, "this list"),
     ("/listeners", Access::Read, "names and addresses of all listeners (?format=json)"),
     ("/logging", Access::Change, "the level of the agent's log (?level=debug, or target=level,...)"),
+    ("/pods", Access::Read, "the pods of this node, and whether they are enrolled (?format=json)"),
     ("/quitquitquit", Access::Change, "end the agent, as SIGTERM does"),
     ("/ready", Access::Read, "LIVE, or 503 and the state"),
     ("/reload", Access::Change, "load the configuration again"),
@@ -84,6 +85,7 @@ async fn admin<B>(state: &Arc<State>, request: &Request<B>) -> Reply {
         }
         "/listeners" => listeners::page(&state.shared.snapshot.load(), &query),
         "/logging" => logging(&query),
+        "/pods" => pods::page(&state.shared.enrolments.load(), &query),
         "/quitquitquit" => {
             state.control.stop();
             Ok(accepted())

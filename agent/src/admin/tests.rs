@@ -15,6 +15,8 @@ use crate::server::{LoadError, Ports, Running, Server, ServerOptions, SignalHand
 use crate::snapshot::Runtime;
 use crate::telemetry::record::RecordSink;
 use crate::telemetry::sink::Sinks;
+use crate::workload::Workload;
+use crate::workload::status::{EnrolmentState, EnrolmentStatus};
 
 const CONFIG: &str = r#"
 listeners:
@@ -140,6 +142,7 @@ fn paths_and_methods_are_told_apart() {
         ("GET", "/stats?filter=(", 400),
         ("GET", "/config_dump?mask=x", 400),
         ("GET", "/trace?dst=nowhere", 400),
+        ("GET", "/pods?format=xml", 400),
         ("POST", "/logging", 200),
     ] {
         let (status, body) = world.ask(method, path);
@@ -267,4 +270,26 @@ fn a_watcher_sees_records_until_it_hangs_up() {
         assert!(Instant::now() < deadline, "still watched");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+#[test]
+fn pods_are_listed_by_name_with_what_became_of_them() {
+    let world = World::new();
+    let status = |name: &str, state, reason: Option<&str>| EnrolmentStatus {
+        workload: Arc::new(Workload { namespace: "shop".into(), name: name.into(), ..Workload::default() }),
+        state,
+        reason: reason.map(str::to_owned),
+        netns_cookie: (state == EnrolmentState::Enrolled).then_some(42),
+        since: std::time::SystemTime::UNIX_EPOCH,
+    };
+    assert_eq!(world.ask("GET", "/pods"), (200, String::new()));
+    let shared = world.running.as_ref().expect("running").shared();
+    shared.enrolments.store(Arc::new(vec![
+        status("web-1", EnrolmentState::Enrolled, None),
+        status("db-1", EnrolmentState::Skipped, Some("no selector matches")),
+    ]));
+    assert_eq!(world.ask("GET", "/pods").1, "shop/db-1::skipped::no selector matches\nshop/web-1::enrolled\n");
+    let pods = &world.json("/pods?format=json")["pods"];
+    assert_eq!((&pods[1]["name"], &pods[1]["netns_cookie"]), (&"web-1".into(), &42.into()));
+    assert_eq!((&pods[0]["state"], &pods[0]["since"]), (&"skipped".into(), &"1970-01-01T00:00:00.000Z".into()));
 }

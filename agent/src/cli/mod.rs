@@ -13,6 +13,7 @@ mod explain;
 mod man;
 mod maps;
 mod output;
+mod pods;
 mod proxy_config;
 mod run;
 mod start;
@@ -51,6 +52,7 @@ enum Verb {
     Explain(explain::Args),
     #[command(visible_alias = "pc")]
     ProxyConfig(proxy_config::Args),
+    Pods(pods::Args),
     Maps(maps::Args),
     Trace(trace::Args),
     Detach(detach::Args),
@@ -68,6 +70,7 @@ pub fn main() -> ExitCode {
         Verb::Check(args) => args.run(),
         Verb::Explain(args) => succeeded(args.run()),
         Verb::ProxyConfig(args) => succeeded(args.run()),
+        Verb::Pods(args) => succeeded(args.run()),
         Verb::Maps(args) => succeeded(args.run()),
         Verb::Trace(args) => succeeded(args.run()),
         Verb::Detach(args) => args.run(),

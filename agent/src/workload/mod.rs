@@ -8,6 +8,7 @@ pub mod docker;
 mod netns;
 pub mod runtime;
 pub mod select;
+pub mod status;
 pub mod watch;
 
 use std::collections::{BTreeMap, HashMap};
