@@ -20,8 +20,9 @@ use crate::kernel::{self, DecisionEvent, Verdict};
 use crate::listener::TrafficDirection;
 use crate::telemetry::export::KernelCounter;
 use crate::telemetry::text::timestamp;
-use crate::telemetry::trace::{Decision, Trace, TraceFilter};
+use crate::telemetry::trace::{Decision, TraceFilter};
 use crate::worker::Shared;
+use crate::workload::Workloads;
 
 /// How often the ring is emptied: often enough that a decision is shown before its connection.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
@@ -32,6 +33,7 @@ pub fn page(state: &Arc<State>, query: &Query) -> Result<Reply, String> {
         pid: query.parsed("pid")?,
         comm: query.value("comm").map(str::to_owned),
         dst: query.parsed("dst")?,
+        pod: query.value("pod").map(str::to_owned),
     };
     let Some(subscription) = state.sinks.trace().subscribe(filter) else {
         return Ok(reply::text(StatusCode::SERVICE_UNAVAILABLE, "too many watchers\n"));
@@ -75,7 +77,7 @@ impl DecisionPump {
         let state = state.clone();
         tokio::spawn(async move {
             match kernel.trace() {
-                Ok(ring) => pump(ring, state.sinks.trace()).await,
+                Ok(ring) => pump(ring, &state).await,
                 Err(error) => tracing::warn!(%error, "decisions of the kernel cannot be traced"),
             }
             state.decisions.0.store(false, SeqCst);
@@ -89,11 +91,13 @@ impl DecisionPump {
 }
 
 /// Brings decisions over for as long as anybody watches.
-async fn pump(mut ring: kernel::Trace, trace: &Trace) {
+async fn pump(mut ring: kernel::Trace, state: &State) {
+    let trace = state.sinks.trace();
     while trace.is_watched() {
         let clock = Clock::now();
+        let workloads = state.shared.workloads.load();
         while let Some(event) = ring.next() {
-            trace.decision(&decision(&event, &clock));
+            trace.decision(&decision(&event, &clock, &workloads));
         }
         tokio::time::sleep(POLL_INTERVAL).await;
     }
@@ -118,12 +122,13 @@ impl Clock {
     }
 }
 
-fn decision(event: &DecisionEvent, clock: &Clock) -> Decision {
+fn decision(event: &DecisionEvent, clock: &Clock, workloads: &Workloads) -> Decision {
     let process = (event.direction == TrafficDirection::Outbound).then_some(&event.process);
     Decision {
         time: timestamp(clock.time_of_day(Duration::from_nanos(event.time_ns))),
         direction: event.direction.name(),
         netns_cookie: event.process.netns_cookie,
+        pod: workloads.of_netns(event.process.netns_cookie).map(ToString::to_string),
         pid: process.map(|process| process.pid),
         comm: process.map(|process| process.comm.clone()),
         uid: process.map(|process| process.uid),

@@ -33,6 +33,7 @@ pub struct Socket {
 /// A connection to the agent for each question.
 pub struct AdminClient {
     socket: PathBuf,
+    patience: Duration,
     runtime: Runtime,
 }
 
@@ -43,7 +44,12 @@ impl AdminClient {
     /// The process has no file descriptors left.
     pub fn new(socket: &Socket) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        Ok(Self { socket: socket.path.clone(), runtime })
+        Ok(Self { socket: socket.path.clone(), patience: ANSWER_TIMEOUT, runtime })
+    }
+
+    /// The same, which waits no longer than `patience` for an answer to begin.
+    pub fn patient(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// The page at `path`.
@@ -88,7 +94,7 @@ impl AdminClient {
     }
 
     async fn request(&self, path: &str) -> anyhow::Result<Incoming> {
-        timeout(ANSWER_TIMEOUT, self.answer(path)).await.unwrap_or_else(|_| {
+        timeout(self.patience, self.answer(path)).await.unwrap_or_else(|_| {
             Err(anyhow!(
                 "the agent at {} does not answer: it hangs or is stopped (`waylay maps` works without it)",
                 self.socket.display()

@@ -1,12 +1,19 @@
 //! `waylay maps`: the BPF maps of every instance, decoded, read from the kernel itself: it works while the agent hangs.
 
+use std::collections::HashMap;
+use std::time::Duration;
+
 use anyhow::bail;
 use clap::ValueEnum;
 use serde_json::{Map, Value};
 
+use super::client::{AdminClient, Socket};
 use super::output::{self, Format};
 use super::table::Table;
 use crate::kernel::inspect::{self, Instance};
+
+/// How long the agent is waited for: it only adds names, and `maps` is what one asks when it hangs.
+const AGENT_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Show the BPF maps, decoded; works without the agent
 #[derive(Debug, clap::Args)]
@@ -26,6 +33,9 @@ pub struct Args {
     /// How to print
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
+
+    #[command(flatten)]
+    socket: Socket,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -73,14 +83,40 @@ impl Args {
         if let (Some(id), true) = (self.instance, instances.is_empty()) {
             bail!("there is no instance {id}: see `waylay maps` for those that are");
         }
+        let pods = if instances.is_empty() { Pods::default() } else { pods(&self.socket) };
         let names: Vec<_> = self.name.map_or_else(|| ALL.to_vec(), |name| vec![name]);
         match self.output {
-            Format::Json => output::print_json(&readable(&instances, |one| instance_json(one, &names))?),
+            Format::Json => output::print_json(&readable(&instances, |one| instance_json(one, &names, &pods))?),
             Format::Table if instances.is_empty() => {
                 eprintln!("nothing of waylay is in the kernel");
                 Ok(())
             }
-            Format::Table => output::print(&readable(&instances, |one| instance_text(one, &names))?.join("\n")),
+            Format::Table => output::print(&readable(&instances, |one| instance_text(one, &names, &pods))?.join("\n")),
+        }
+    }
+}
+
+/// Pods by the cookies of their network namespaces.
+type Pods = HashMap<u64, String>;
+
+/// What the running agent knows of pods; nothing when it does not answer: the kernel's maps tell no names.
+fn pods(socket: &Socket) -> Pods {
+    let ask = || AdminClient::new(socket).ok()?.patient(AGENT_PATIENCE).json("/pods?format=json").ok();
+    let Some(answer) = ask() else { return Pods::default() };
+    let pods = answer["pods"].as_array().into_iter().flatten();
+    let named = |pod: &Value| {
+        let part = |key: &str| pod[key].as_str().map(str::to_owned);
+        Some((pod["netns_cookie"].as_u64()?, format!("{}/{}", part("namespace")?, part("name")?)))
+    };
+    pods.filter_map(named).collect()
+}
+
+/// Puts the names of pods beside the cookies of their network namespaces.
+fn name_pods(content: &mut Value, pods: &Pods) {
+    for row in content.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
+        if let Some(cookie) = row.get("netns_cookie").filter(|_| !pods.is_empty()) {
+            let pod = cookie.as_u64().and_then(|cookie| pods.get(&cookie));
+            row.insert("pod".to_owned(), pod.cloned().into());
         }
     }
 }
@@ -141,18 +177,20 @@ impl Name {
     }
 }
 
-fn instance_json(instance: &Instance, names: &[Name]) -> anyhow::Result<Value> {
+fn instance_json(instance: &Instance, names: &[Name], pods: &Pods) -> anyhow::Result<Value> {
     let mut object = Map::new();
     object.insert("instance".to_owned(), instance.id().into());
     object.insert("agent_pid".to_owned(), instance.agent_pid().into());
     object.insert("cgroup_id".to_owned(), instance.cgroup_id().into());
     for name in names {
-        object.insert(name.label().to_owned(), name.content(instance)?);
+        let mut content = name.content(instance)?;
+        name_pods(&mut content, pods);
+        object.insert(name.label().to_owned(), content);
     }
     Ok(Value::Object(object))
 }
 
-fn instance_text(instance: &Instance, names: &[Name]) -> anyhow::Result<String> {
+fn instance_text(instance: &Instance, names: &[Name], pods: &Pods) -> anyhow::Result<String> {
     let mut text = format!(
         "instance {} (agent pid {}, cgroup id {})\n",
         instance.id(),
@@ -160,7 +198,9 @@ fn instance_text(instance: &Instance, names: &[Name]) -> anyhow::Result<String> 
         instance.cgroup_id()
     );
     for name in names {
-        text.push_str(&format!("\n{}\n{}", name.label(), content_text(&name.content(instance)?)));
+        let mut content = name.content(instance)?;
+        name_pods(&mut content, pods);
+        text.push_str(&format!("\n{}\n{}", name.label(), content_text(&content)));
     }
     Ok(text)
 }
@@ -208,6 +248,15 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn pods_are_named_beside_the_cookies_of_their_namespaces() {
+        let mut netns = json!([{"netns_cookie": 7}, {"netns_cookie": 8}]);
+        name_pods(&mut netns, &Pods::default());
+        assert_eq!(content_text(&netns), "  NETNS_COOKIE\n  7\n  8\n", "without the agent there is no column");
+        name_pods(&mut netns, &Pods::from([(8, "shop/web-1".to_owned())]));
+        assert_eq!(content_text(&netns), "  NETNS_COOKIE  POD\n  7             -\n  8             shop/web-1\n");
+    }
 
     #[test]
     fn maps_print_as_tables() {

@@ -11,6 +11,7 @@ use crate::telemetry::trace::Destination;
 #[command(after_help = "Examples:
   waylay trace --comm curl
   waylay trace --dst 10.0.0.0/8
+  waylay trace --pod shop/web-1
   waylay trace --dst :443 -o json | jq .verdict
 
 The kernel records decisions only while somebody watches. A watcher that is too slow loses
@@ -27,6 +28,10 @@ pub struct Args {
     /// Only to this destination: ADDRESS, CIDR, ADDRESS:PORT or :PORT
     #[arg(long, value_parser = destination)]
     dst: Option<String>,
+
+    /// Only of this pod, or from it
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pod: Option<String>,
 
     /// A line for people, or one JSON object a line
     #[arg(short, long, value_enum, default_value_t)]
@@ -56,7 +61,8 @@ impl Args {
         let pid = self.pid.map(|pid| format!("pid={pid}"));
         let comm = self.comm.as_deref().map(|comm| format!("comm={}", encode(comm)));
         let dst = self.dst.as_deref().map(|dst| format!("dst={}", encode(dst)));
-        let parameters: Vec<_> = [pid, comm, dst].into_iter().flatten().collect();
+        let pod = self.pod.as_deref().map(|pod| format!("pod={}", encode(pod)));
+        let parameters: Vec<_> = [pid, comm, dst, pod].into_iter().flatten().collect();
         format!("/trace?{}", parameters.join("&"))
     }
 }
@@ -71,6 +77,11 @@ fn human(event: &Value) -> String {
     let process = match event["pid"].as_u64() {
         Some(pid) => format!("{}[{pid}]", text("comm")),
         None => text("downstream_remote_address"),
+    };
+    let named = |key: &str| event[key].as_str().map(|pod| format!("{} ", pod.escape_debug())).unwrap_or_default();
+    let process = match event["direction"].as_str() {
+        Some("inbound") => format!("{}{process} inbound {}", named("source_pod"), named("pod")).trim_end().to_owned(),
+        _ => format!("{}{process}", named("pod")),
     };
     let to = || match &event["upstream_cluster"] {
         Value::Null => text("original_dst"),
@@ -152,6 +163,17 @@ mod tests {
                 json!({"kind": "connection", "start_time": "T", "downstream_remote_address": "127.0.0.1:4",
                        "response_flags": "UF", "bytes_received": 1, "bytes_sent": 2, "duration": 3}),
                 "T 127.0.0.1:4 closed UF - 1+2 bytes 3ms",
+            ),
+            (
+                json!({"kind": "decision", "time": "T", "pid": 1, "comm": "curl", "pod": "shop/web-1",
+                       "destination": "10.0.0.1:80", "verdict": "redirected", "reason": "redirected_v4"}),
+                "T shop/web-1 curl[1] connect 10.0.0.1:80 redirected: redirected_v4",
+            ),
+            (
+                json!({"kind": "connection", "start_time": "T", "downstream_remote_address": "10.42.0.5:4",
+                       "direction": "inbound", "pod": "shop/api-1", "source_pod": "shop/web-1",
+                       "response_flags": "-", "bytes_received": 1, "bytes_sent": 2, "duration": 3}),
+                "T shop/web-1 10.42.0.5:4 inbound shop/api-1 closed - - 1+2 bytes 3ms",
             ),
             (json!({"kind": "lost", "events": 7}), "(7 events lost: this watcher is too slow)"),
         ] {

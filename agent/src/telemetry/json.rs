@@ -39,6 +39,9 @@ struct InfoView<'a> {
     comm: Option<&'a str>,
     cgroup_id: Option<u64>,
     netns_cookie: Option<u64>,
+    direction: &'static str,
+    pod: Option<String>,
+    source_pod: Option<String>,
     downstream_remote_address: ClientAddr,
     downstream_local_address: SocketAddr,
     original_dst: Option<OrigDstAddr>,
@@ -57,6 +60,9 @@ impl<'a> InfoView<'a> {
             comm: process.map(|process| process.comm.as_str()),
             cgroup_id: process.map(|process| process.cgroup_id),
             netns_cookie: process.map(|process| process.netns_cookie),
+            direction: info.direction.name(),
+            pod: info.pod.as_ref().map(ToString::to_string),
+            source_pod: info.source_pod.as_ref().map(ToString::to_string),
             downstream_remote_address: info.client,
             downstream_local_address: info.local,
             original_dst: info.original_dst,
@@ -179,6 +185,7 @@ fn milliseconds(duration: Duration) -> u64 {
 mod tests {
     use super::super::samples;
     use super::*;
+    use crate::listener::TrafficDirection;
 
     fn value(record: Record) -> serde_json::Value {
         serde_json::from_str(&object(&record)).expect("an object")
@@ -196,6 +203,7 @@ mod tests {
             "route_name": null, "upstream_cluster": "checkout-v1", "upstream_host": "127.0.0.1:9001",
             "upstream_path": null, "upstream_request_attempt_count": 1, "connection_id": 7, "pid": 123,
             "uid": 1000, "comm": "curl", "cgroup_id": 42, "netns_cookie": 1,
+            "direction": "outbound", "pod": null, "source_pod": null,
             "downstream_remote_address": "127.0.0.1:40000", "downstream_local_address": "127.0.0.1:15001",
             "original_dst": "10.0.0.9:8080", "listener": "0.0.0.0_8080", "filter_chain": "default",
             "requested_server_name": null,
@@ -207,12 +215,17 @@ mod tests {
     fn a_connection_says_that_it_is_one() {
         let mut record = samples::connection();
         record.info.process = None;
+        record.info.direction = TrafficDirection::Inbound;
+        record.info.pod = Some(samples::pod("api-1"));
+        record.info.source_pod = Some(samples::pod("web-1"));
         let connection = value(Record::Connection(Box::new(record)));
         assert_eq!(connection["kind"], "connection");
         assert_eq!(connection["response_flags"], "UF,URX");
         assert_eq!(connection["upstream_host"], "10.0.0.9:8080");
         assert_eq!(connection["duration"], 2500);
         assert!(connection["pid"].is_null());
+        assert_eq!((&connection["direction"], &connection["pod"]), (&"inbound".into(), &"shop/api-1".into()));
+        assert_eq!(connection["source_pod"], "shop/web-1");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use crate::addr::{ClientAddr, EndpointAddr, OrigDstAddr};
 use crate::kernel::Process;
 use crate::listener::TrafficDirection;
+use crate::workload::Workload;
 
 use super::ResponseFlags;
 use super::record::{ConnectionInfo, ConnectionRecord, RequestRecord};
@@ -13,6 +14,10 @@ use super::record::{ConnectionInfo, ConnectionRecord, RequestRecord};
 fn start() -> SystemTime {
     // 2026-01-02T03:04:05.678Z
     SystemTime::UNIX_EPOCH + Duration::from_millis(1_767_323_045_678)
+}
+
+pub fn pod(name: &str) -> Arc<Workload> {
+    Arc::new(Workload { namespace: "shop".into(), name: name.into(), ..Workload::default() })
 }
 
 pub fn info() -> ConnectionInfo {

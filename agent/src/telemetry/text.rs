@@ -10,6 +10,9 @@
 //! | `kind` | both | `connection` or `request` |
 //! | `id` | both | the connection's number |
 //! | `pid`, `uid`, `comm` | both | the process that connected, when the kernel knows it |
+//! | `direction` | both | `inbound`; absent for what goes out |
+//! | `pod` | both | in whose network namespace it was taken: `namespace/name` |
+//! | `source_pod` | both | the pod that it comes from, where that is another one |
 //! | `client` | both | the peer |
 //! | `orig_dst` | both | where the client wanted to go |
 //! | `listener`, `chain` | both | what served it |
@@ -25,6 +28,8 @@ use std::time::{Duration, SystemTime};
 
 use super::escape::Quoted;
 use super::record::{ConnectionInfo, ConnectionRecord, Record, RequestRecord};
+use crate::listener::TrafficDirection;
+use crate::workload::Workload;
 
 /// Appends the line of `record`, with its line feed, to `line`.
 pub fn write_line(line: &mut String, record: &Record) {
@@ -106,11 +111,20 @@ impl Tail<'_> {
         self.plain("pid", process.map(|process| process.pid))?;
         self.plain("uid", process.map(|process| process.uid))?;
         self.quoted("comm", process.map(|process| process.comm.as_str()))?;
+        let inbound = info.direction == TrafficDirection::Inbound;
+        self.plain("direction", inbound.then_some(info.direction.name()))?;
+        self.pod("pod", info.pod.as_deref())?;
+        // What goes out of a pod comes from that pod.
+        self.pod("source_pod", info.source_pod.as_deref().filter(|_| inbound))?;
         self.plain("client", Some(info.client))?;
         self.plain("orig_dst", info.original_dst)?;
         self.quoted("listener", info.listener.as_deref())?;
         self.quoted("chain", info.filter_chain.as_deref())?;
         self.quoted("sni", info.server_name.as_deref())
+    }
+
+    fn pod(&mut self, key: &str, pod: Option<&Workload>) -> fmt::Result {
+        self.quoted(key, pod.map(ToString::to_string).as_deref())
     }
 
     /// A value that never holds a space nor anything from outside.
@@ -181,6 +195,24 @@ mod tests {
                 "\n"
             )
         );
+    }
+
+    #[test]
+    fn what_goes_out_of_a_pod_names_it_once_and_what_arrives_names_both() {
+        let mut record = samples::connection();
+        record.info.pod = Some(samples::pod("web-1"));
+        record.info.source_pod = Some(samples::pod("web-1"));
+        let out = line(Record::Connection(Box::new(record.clone())));
+        assert!(out.contains(r#" comm="curl" pod="shop/web-1" client="#), "{out}");
+        record.info.process = None;
+        record.info.direction = TrafficDirection::Inbound;
+        record.info.pod = Some(samples::pod("api-1"));
+        let arrived = line(Record::Connection(Box::new(record.clone())));
+        let names = r#" id=7 direction=inbound pod="shop/api-1" source_pod="shop/web-1" client="#;
+        assert!(arrived.contains(names), "{arrived}");
+        (record.info.pod, record.info.source_pod) = (None, None);
+        let host = line(Record::Connection(Box::new(record)));
+        assert!(host.contains(" id=7 direction=inbound client="), "{host}");
     }
 
     #[test]

@@ -40,6 +40,8 @@ pub struct Decision {
     pub uid: Option<u32>,
     /// Its cgroup.
     pub cgroup_id: Option<u64>,
+    /// Whose network namespace that is, `namespace/name`, when it is enrolled.
+    pub pod: Option<String>,
     /// Where a connection that arrives comes from.
     pub source: Option<std::net::SocketAddr>,
     /// Where it wanted to go.
@@ -59,6 +61,8 @@ pub struct TraceFilter {
     pub comm: Option<String>,
     /// Only to these destinations.
     pub dst: Option<Destination>,
+    /// Only of this pod, `namespace/name`, or from it.
+    pub pod: Option<String>,
 }
 
 /// A destination as the filter names it: `10.0.0.0/8`, `10.0.0.1`, `10.0.0.1:80`, `[::1]:80` or `:80`.
@@ -97,6 +101,10 @@ impl Destination {
 }
 
 impl TraceFilter {
+    fn admits_pod(&self, mut pods: impl Iterator<Item = String>) -> bool {
+        self.pod.as_ref().is_none_or(|wanted| pods.any(|pod| pod == *wanted))
+    }
+
     fn admits(&self, pid: Option<u32>, comm: Option<&str>, dst: Option<std::net::SocketAddr>) -> bool {
         self.pid.is_none_or(|wanted| pid == Some(wanted))
             && self.comm.as_deref().is_none_or(|wanted| comm == Some(wanted))
@@ -163,14 +171,18 @@ impl Trace {
         let process = info.process.as_deref();
         let dst = info.original_dst.map_or(info.local, |dst| dst.socket());
         let (pid, comm) = (process.map(|process| process.pid), process.map(|process| process.comm.as_str()));
-        send(&subscribers, |filter| filter.admits(pid, comm, Some(dst)), || json::object(record));
+        let pods = || info.pod.iter().chain(&info.source_pod).map(ToString::to_string);
+        let admitted = |filter: &TraceFilter| filter.admits(pid, comm, Some(dst)) && filter.admits_pod(pods());
+        send(&subscribers, admitted, || json::object(record));
     }
 
     /// Shows a decision of the kernel side.
     pub fn decision(&self, decision: &Decision) {
         let subscribers = self.0.subscribers.load();
-        let admitted =
-            |filter: &TraceFilter| filter.admits(decision.pid, decision.comm.as_deref(), Some(decision.destination));
+        let admitted = |filter: &TraceFilter| {
+            filter.admits(decision.pid, decision.comm.as_deref(), Some(decision.destination))
+                && filter.admits_pod(decision.pod.iter().cloned())
+        };
         send(&subscribers, admitted, || line(&TaggedDecision { kind: "decision", decision }));
     }
 }
