@@ -7,6 +7,7 @@ pub mod addr;
 pub mod admin;
 pub mod cli;
 pub mod cluster;
+pub mod cni;
 pub mod config;
 pub mod drain;
 pub mod explain;

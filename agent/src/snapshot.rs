@@ -149,6 +149,9 @@ pub enum Redirect {
     },
 }
 
+/// Where the admin socket is unless the configuration says otherwise.
+pub const DEFAULT_ADMIN_SOCKET: &str = "/run/waylay/admin.sock";
+
 /// Where the agent answers for itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admin {

@@ -5,6 +5,7 @@
 //! After: `router`, which answers. What the agent is told to do goes to the server through its [`Control`].
 
 mod clusters;
+mod cni;
 mod dump;
 mod info;
 mod listeners;

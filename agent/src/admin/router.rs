@@ -2,13 +2,16 @@
 //!
 //! Before: [`super::serve`]. After: one module a page.
 
+use std::fmt::Display;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::{HeaderValue, Method, Request, StatusCode};
+use http_body::Body;
 
 use super::query::Query;
 use super::reply::{self, Reply};
-use super::{Site, State, clusters, dump, info, listeners, pods, routes, stats, trace};
+use super::{Site, State, clusters, cni, dump, info, listeners, pods, routes, stats, trace};
 use crate::telemetry::{log, prometheus};
 use crate::worker;
 
@@ -22,6 +25,8 @@ enum Access {
 /// All pages of the admin socket, for `/help` and for the 405s.
 const PAGES: &[(&str, Access, &str)] = &[
     ("/clusters", Access::Read, "endpoints of all clusters (?format=json)"),
+    ("/cni/add", Access::Change, "enrol a pod that is being made (a JSON object, from `waylay cni`)"),
+    ("/cni/del", Access::Change, "let a pod go (a JSON object, from `waylay cni`)"),
     ("/config_dump", Access::Read, "the configuration as Envoy dumps it (?include_eds, ?resource=, ?name_regex=)"),
     ("/drain_listeners", Access::Change, "stop taking connections; those in flight finish"),
     ("/help", Access::Read, "this list"),
@@ -39,11 +44,14 @@ const PAGES: &[(&str, Access, &str)] = &[
 ];
 
 /// Answers `request` to one of the three listeners.
-pub async fn answer<B>(site: Site, state: &Arc<State>, request: &Request<B>) -> Reply {
+pub async fn answer<B>(site: Site, state: &Arc<State>, request: Request<B>) -> Reply
+where
+    B: Body<Data = Bytes, Error: Display>,
+{
     match site {
         Site::Admin => admin(state, request).await,
-        Site::Prometheus => only(request, &["/metrics", "/stats/prometheus"], |query| prometheus_page(state, query)),
-        Site::Readiness => only(request, &["/healthz/ready", "/ready"], |_| Ok(ready(state))),
+        Site::Prometheus => only(&request, &["/metrics", "/stats/prometheus"], |query| prometheus_page(state, query)),
+        Site::Readiness => only(&request, &["/healthz/ready", "/ready"], |_| Ok(ready(state))),
     }
 }
 
@@ -62,8 +70,12 @@ fn is_read(method: &Method) -> bool {
     method == Method::GET || method == Method::HEAD
 }
 
-async fn admin<B>(state: &Arc<State>, request: &Request<B>) -> Reply {
-    let path = match request.uri().path() {
+async fn admin<B>(state: &Arc<State>, request: Request<B>) -> Reply
+where
+    B: Body<Data = Bytes, Error: Display>,
+{
+    let (head, body) = request.into_parts();
+    let path = match head.uri.path() {
         "/" => "/help",
         path => path,
     };
@@ -71,13 +83,15 @@ async fn admin<B>(state: &Arc<State>, request: &Request<B>) -> Reply {
         return reply::not_found("Not found: see /help\n");
     };
     match access {
-        Access::Read if !is_read(request.method()) => return reply::method_not_allowed("GET, HEAD"),
-        Access::Change if request.method() != Method::POST => return reply::method_not_allowed("POST"),
+        Access::Read if !is_read(&head.method) => return reply::method_not_allowed("GET, HEAD"),
+        Access::Change if head.method != Method::POST => return reply::method_not_allowed("POST"),
         _ => {}
     }
-    let query = Query::of(request.uri());
+    let query = Query::of(&head.uri);
     let page = match *path {
         "/clusters" => clusters::page(&state.shared.snapshot.load(), &query),
+        "/cni/add" => cni::add(state, body).await,
+        "/cni/del" => cni::del(state, body).await,
         "/config_dump" => dump::page(state, &query),
         "/drain_listeners" => {
             state.control.drain_listeners();

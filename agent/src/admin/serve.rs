@@ -87,7 +87,7 @@ async fn connection(
 ) {
     let service = service_fn(move |request| {
         let state = state.clone();
-        async move { Ok::<_, Infallible>(router::answer(site, &state, &request).await) }
+        async move { Ok::<_, Infallible>(router::answer(site, &state, request).await) }
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())

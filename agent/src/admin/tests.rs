@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{AdminServer, AdminSocketOption, State};
 use crate::config::{self, Source};
@@ -112,8 +112,14 @@ impl Drop for World {
     }
 }
 
-fn ask(mut stream: impl Read + Write, method: &str, path: &str) -> (u16, String) {
-    write!(stream, "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").expect("write");
+fn ask(stream: impl Read + Write, method: &str, path: &str) -> (u16, String) {
+    ask_with(stream, method, path, "")
+}
+
+fn ask_with(mut stream: impl Read + Write, method: &str, path: &str, body: &str) -> (u16, String) {
+    let length = body.len();
+    let head = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n");
+    write!(stream, "{head}{body}").expect("write");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("read");
     let (head, body) = answer.split_once("\r\n\r\n").expect("head");
@@ -138,6 +144,9 @@ fn paths_and_methods_are_told_apart() {
         ("DELETE", "/stats", 405),
         ("GET", "/quitquitquit", 405),
         ("HEAD", "/reload", 405),
+        ("GET", "/cni/add", 405),
+        ("POST", "/cni/add", 400),
+        ("POST", "/cni/del", 400),
         ("GET", "/stats?format=xml", 400),
         ("GET", "/stats?filter=(", 400),
         ("GET", "/config_dump?mask=x", 400),
@@ -292,4 +301,32 @@ fn pods_are_listed_by_name_with_what_became_of_them() {
     let pods = &world.json("/pods?format=json")["pods"];
     assert_eq!((&pods[1]["name"], &pods[1]["netns_cookie"]), (&"web-1".into(), &42.into()));
     assert_eq!((&pods[0]["state"], &pods[0]["since"]), (&"skipped".into(), &"1970-01-01T00:00:00.000Z".into()));
+}
+
+#[test]
+fn an_agent_that_enrols_no_pods_says_so_to_the_cni_plugin() {
+    let world = World::new();
+    let post = |path: &str, body: &Value| {
+        ask_with(UnixStream::connect(&world.socket).expect("connect"), "POST", path, &body.to_string())
+    };
+    // A namespace, and not the agent's own for the network.
+    let pod = json!({"container_id": "a1", "netns": "/proc/self/ns/uts", "namespace": "shop", "name": "web-1"});
+    let (status, answer) = post("/cni/add", &pod);
+    assert_eq!(status, 200, "{answer}");
+    let answer: Value = serde_json::from_str(&answer).expect("JSON");
+    assert_eq!(answer, json!({"answer": "not_selected", "reason": "this agent enrols no pods"}));
+    assert_eq!(post("/cni/del", &json!({"container_id": "a1"})), (200, "OK\n".to_owned()));
+    for (field, value, why) in [
+        ("netns", json!("/proc/self/ns/net"), "is the network namespace of the agent itself"),
+        ("netns", json!("/dev/null"), "/dev/null is no namespace"),
+        ("netns", json!("/nonexistent"), "(os error 2)"),
+        ("container_id", json!(7), "expected a string"),
+        ("surplus", json!(7), "unknown field `surplus`"),
+    ] {
+        let mut pod = pod.clone();
+        pod[field] = value;
+        let (status, answer) = post("/cni/add", &pod);
+        assert_eq!(status, 400, "{field}: {answer}");
+        assert!(answer.contains(why), "{field}: {answer}");
+    }
 }

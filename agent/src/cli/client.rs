@@ -15,8 +15,7 @@ use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
-/// Where the admin socket is unless the configuration says otherwise.
-pub const DEFAULT_SOCKET: &str = "/run/waylay/admin.sock";
+pub use crate::snapshot::DEFAULT_ADMIN_SOCKET as DEFAULT_SOCKET;
 
 /// An agent that does not begin to answer within this time hangs: its longest answer, the dump of 100,000 routes, takes
 /// less than a second to begin.

@@ -5,6 +5,7 @@
 
 mod check;
 mod client;
+mod cni;
 mod completion;
 mod detach;
 mod enter;
@@ -20,6 +21,7 @@ mod start;
 mod table;
 mod trace;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -56,6 +58,7 @@ enum Verb {
     Maps(maps::Args),
     Trace(trace::Args),
     Detach(detach::Args),
+    Cni(cni::Args),
     Completion(completion::Args),
     Man(man::Args),
     #[command(name = "__enter", hide = true)]
@@ -64,7 +67,12 @@ enum Verb {
 
 /// Does what the command line says.
 pub fn main() -> ExitCode {
-    let done = match Cli::parse().verb {
+    // Container runtimes run a plugin by its file's name.
+    let argv0 = std::env::args_os().next();
+    if argv0.is_some_and(|argv0| crate::cni::is_plugin_name(Path::new(&argv0))) {
+        return ended(cni::plugin());
+    }
+    ended(match Cli::parse().verb {
         Verb::Run(args) => succeeded(args.run()),
         Verb::Exec(args) => args.run(),
         Verb::Check(args) => args.run(),
@@ -74,10 +82,14 @@ pub fn main() -> ExitCode {
         Verb::Maps(args) => succeeded(args.run()),
         Verb::Trace(args) => succeeded(args.run()),
         Verb::Detach(args) => args.run(),
+        Verb::Cni(args) => args.run(),
         Verb::Completion(args) => succeeded(args.run()),
         Verb::Man(args) => succeeded(args.run()),
         Verb::Enter(args) => args.run(),
-    };
+    })
+}
+
+fn ended(done: anyhow::Result<ExitCode>) -> ExitCode {
     done.unwrap_or_else(|error| {
         if error.is::<OutputClosed>() {
             return ExitCode::SUCCESS;

@@ -25,7 +25,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::snapshot::{Origin, Runtime, Snapshot};
 
@@ -34,7 +34,20 @@ pub use positions::Positions;
 pub use reference::reference;
 
 use diagnostic::{Path, Report};
-use value::Value as _;
+use value::{Scalar as _, Value as _};
+
+/// Reads a duration as the configuration has them: `5s`, `250ms`.
+///
+/// # Errors
+/// What was expected.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    Duration::parse(text)
+}
+
+/// Writes what [`duration`] reads.
+pub fn write_duration(duration: Duration) -> String {
+    duration.write()
+}
 
 /// Where a configuration comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::{Command, RECORDS_TIMEOUT, ServerError, Serving, SignalHandling};
+use super::{Command, RECORDS_TIMEOUT, ServerError, Serving, SignalHandling, shutting_down};
 use crate::signal::{Signals, Wish};
 
 /// Between the last redirection and closing the listening sockets: a connect that a hook redirected just before it was
@@ -56,6 +56,8 @@ impl Serving {
                         // Whoever asked may have left.
                         let _ = answer.send(reloaded);
                     }
+                    Some(Command::CniAdd(pod, answer)) => _ = answer.send(self.cni_add(&pod)),
+                    Some(Command::CniDel(pod, answer)) => _ = answer.send(self.cni_del(&pod)),
                     Some(Command::DrainListeners) => self.stop_taking().await,
                     Some(Command::Stop) | None => return Ending::Drain,
                     Some(Command::Kill) => return Ending::AtOnce,
@@ -93,7 +95,9 @@ impl Serving {
                     wish = next(signals) => if wish == Wish::Stop { return },
                     command = self.commands.recv() => match command {
                         Some(Command::Kill | Command::Stop) => return,
-                        Some(Command::Reload(answer)) => _ = answer.send(Err("the agent is shutting down".to_owned())),
+                        Some(Command::Reload(answer)) => _ = answer.send(Err(shutting_down())),
+                        Some(Command::CniAdd(_, answer)) => _ = answer.send(Err(shutting_down())),
+                        Some(Command::CniDel(_, answer)) => _ = answer.send(Err(shutting_down())),
                         Some(Command::DrainListeners) => {}
                         None => std::future::pending().await,
                     },

@@ -5,6 +5,7 @@
 
 mod accept;
 mod bind;
+mod cni;
 mod interception;
 mod life;
 mod reload;
@@ -27,6 +28,7 @@ use crate::listener::Listener;
 use crate::snapshot::{Runtime, Snapshot};
 use crate::telemetry::record::RecordSink;
 use crate::worker::{OwnListeners, Shared};
+use crate::workload::cni::{CniAdd, CniAnswer, CniDel};
 
 pub use bind::{BindError, Ports};
 
@@ -104,6 +106,8 @@ impl ServerError {
 #[derive(Debug)]
 enum Command {
     Reload(oneshot::Sender<Result<u64, String>>),
+    CniAdd(CniAdd, oneshot::Sender<Result<CniAnswer, String>>),
+    CniDel(CniDel, oneshot::Sender<Result<(), String>>),
     DrainListeners,
     Stop,
     Kill,
@@ -119,10 +123,29 @@ impl Control {
     /// # Errors
     /// All that is wrong with it, one problem a line; the old one stays in force.
     pub async fn reload(&self) -> Result<u64, String> {
+        self.ask(Command::Reload).await
+    }
+
+    /// Enrols a pod that is being made; answers when that is done, or is not to be.
+    ///
+    /// # Errors
+    /// Why the agent cannot do it now.
+    pub async fn cni_add(&self, pod: CniAdd) -> Result<CniAnswer, String> {
+        self.ask(|answer| Command::CniAdd(pod, answer)).await
+    }
+
+    /// Lets a pod go; answers when that is done.
+    ///
+    /// # Errors
+    /// Why the agent cannot do it now.
+    pub async fn cni_del(&self, pod: CniDel) -> Result<(), String> {
+        self.ask(|answer| Command::CniDel(pod, answer)).await
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<Result<T, String>>) -> Command) -> Result<T, String> {
         let (sender, answer) = oneshot::channel();
-        let gone = || "the agent is shutting down".to_owned();
-        self.0.send(Command::Reload(sender)).await.map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?
+        self.0.send(command(sender)).await.map_err(|_| shutting_down())?;
+        answer.await.map_err(|_| shutting_down())?
     }
 
     /// Stops redirecting and accepting; what is open is served on, until the agent is stopped.
@@ -144,6 +167,10 @@ impl Control {
         // It fails when the server has ended, or is told so sixteen times already.
         let _ = self.0.try_send(command);
     }
+}
+
+fn shutting_down() -> String {
+    "the agent is shutting down".to_owned()
 }
 
 /// An agent that is bound and attached.

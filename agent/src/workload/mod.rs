@@ -3,6 +3,7 @@
 //! Before: the runtimes' sockets. After: [`crate::server`], which enrols those that are selected, and records, traces and
 //! routes, which name them.
 
+pub mod cni;
 pub mod cri;
 pub mod docker;
 mod netns;
