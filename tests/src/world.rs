@@ -253,7 +253,7 @@ impl Drop for World {
         }
         let leftovers = self.leftovers();
         remove_cgroup(&top);
-        let _ = run("ip", &["netns", "del", &self.name]);
+        remove_namespaces(&self.name);
         if !std::thread::panicking() {
             assert!(leftovers.is_empty(), "the test left behind: {}", leftovers.join(", "));
         }
@@ -284,7 +284,18 @@ fn sweep() {
         if maker.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
             eprintln!("taking away the world {name} of a test that was killed");
             remove_cgroup(&entry.path());
-            let _ = run("ip", &["netns", "del", &name]);
+            remove_namespaces(&name);
+        }
+    }
+}
+
+/// Removes the network namespace of the world `name`, and those that a test named after it, with a hyphen.
+fn remove_namespaces(name: &str) {
+    let Ok(entries) = fs::read_dir("/var/run/netns") else { return };
+    for entry in entries.flatten() {
+        let found = entry.file_name().to_string_lossy().into_owned();
+        if found.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('-')) {
+            let _ = run("ip", &["netns", "del", &found]);
         }
     }
 }
