@@ -11,6 +11,7 @@ mod detach;
 mod enter;
 mod exec;
 mod explain;
+mod local;
 mod man;
 mod maps;
 mod output;

@@ -3,6 +3,8 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use super::local::{self, Intercepted};
+use super::output;
 use super::start::{Agent, Interface};
 use crate::admin::AdminSocketOption;
 use crate::config::Source;
@@ -10,7 +12,7 @@ use crate::config::watch::Watcher;
 use crate::server::ServerOptions;
 use crate::telemetry::log;
 
-/// Load a configuration, intercept, and serve until stopped
+/// Load a configuration (or take one from the options), intercept, and serve until stopped
 ///
 /// The file is watched: a change of it is taken over at once, without dropping a connection.
 #[derive(Debug, clap::Args)]
@@ -21,11 +23,26 @@ use crate::telemetry::log;
 
 Examples:
   sudo waylay run -c waylay.yaml
-  sudo waylay run -c waylay.yaml --concurrency 2 --log-level info,waylay::cluster=debug")]
+  sudo waylay run -c waylay.yaml --concurrency 2 --log-level info,waylay::cluster=debug
+  sudo waylay run --local '8080 => 127.0.0.1:9001' --user \"$USER\"
+  sudo waylay run --local '10.0.0.7:5432 => 127.0.0.1:5432' --unit app.service
+  sudo waylay run --inbound '8080 => 127.0.0.1:9001'
+  sudo waylay run --comm curl          see everything that curl does, and change nothing
+
+Without a file, --pid, --cgroup, --unit, --user and --comm choose whose connections are taken: of one
+kind any, of different kinds each. They say who connects: --inbound is for all clients. Requests and
+connections are written to standard output.")]
 pub struct Args {
     /// The configuration file
-    #[arg(short, long, value_name = "FILE")]
-    config: PathBuf,
+    #[arg(short, long, value_name = "FILE", conflicts_with = "intercepted", required_unless_present = "intercepted")]
+    config: Option<PathBuf>,
+
+    #[command(flatten)]
+    intercepted: Intercepted,
+
+    /// Only show the configuration that the options make: a file to begin with
+    #[arg(long, conflicts_with = "config", help_heading = "Instead of a configuration file")]
+    print_config: bool,
 
     /// Worker threads [default: one for each CPU that the process may use]
     #[arg(long, value_name = "N")]
@@ -50,13 +67,22 @@ impl Args {
     /// # Errors
     /// The agent does not start.
     pub fn run(self) -> anyhow::Result<()> {
+        self.intercepted.check().unwrap_or_else(|error| error.exit());
+        let text = local::configuration(&self.intercepted);
+        if self.print_config {
+            return output::print(&text);
+        }
         log::start(&self.log_level)?;
         let socket = self.admin_socket.clone().map_or(AdminSocketOption::Configured, AdminSocketOption::At);
         let options =
             ServerOptions { concurrency: self.concurrency.map(NonZeroUsize::get), ..ServerOptions::default() };
         // Before the file is read, so that no change falls between the two.
         let watcher = self.watch();
-        let agent = Agent::start(Source::File(self.config), options, Interface::On(socket), None)?;
+        let source = match self.config {
+            Some(file) => Source::File(file),
+            None => Source::Inline { name: "the command line".to_owned(), text },
+        };
+        let agent = Agent::start(source, options, Interface::On(socket), None)?;
         if let Some(watcher) = watcher {
             agent.reload_on_change(watcher);
         }
@@ -68,7 +94,7 @@ impl Args {
         if self.no_watch {
             return None;
         }
-        let watcher = Watcher::new(&self.config);
+        let watcher = Watcher::new(self.config.as_deref()?);
         watcher.inspect_err(|error| tracing::warn!("{error}")).ok()
     }
 }

@@ -15,6 +15,7 @@ use std::time::Duration;
 use anyhow::bail;
 use nix::sys::resource::{Resource, getrlimit};
 
+use super::local::LocalRow;
 use super::start::{Adjust, Agent, Interface};
 use crate::config::Source;
 use crate::server::{Ports, ServerOptions, SignalHandling};
@@ -40,6 +41,7 @@ They apply to plain-text HTTP on any port:
 
 Examples:
   sudo waylay exec --route '/checkout => 127.0.0.1:9001' -- curl http://shop.example/checkout/cart
+  sudo waylay exec --local '5432 => 127.0.0.1:15432' -- psql -h db.example
   sudo waylay exec -v -- git clone http://git.example/repo
   sudo waylay exec -c waylay.yaml --user \"$SUDO_USER\" -- ./app
 
@@ -53,6 +55,10 @@ pub struct Args {
     /// Send matching HTTP requests to an address; can be repeated
     #[arg(short, long, value_name = "ROW")]
     route: Vec<Row>,
+
+    /// Send what goes to a port (or to IP:PORT), whatever its protocol, to an address; can be repeated
+    #[arg(long, value_name = "[IP:]PORT => IP:PORT", conflicts_with = "config")]
+    local: Vec<LocalRow>,
 
     /// Run the command as this user
     #[arg(short, long, value_name = "NAME")]
@@ -103,7 +109,7 @@ impl Args {
     fn source(&self) -> Source {
         match &self.config {
             Some(file) => Source::File(file.clone()),
-            None => Source::Inline { name: "--route".to_owned(), text: row::configuration(&self.route) },
+            None => Source::Inline { name: "--route".to_owned(), text: row::configuration(&self.route, &self.local) },
         }
     }
 

@@ -1,9 +1,12 @@
 //! The rows of `waylay exec --route`, and the configuration that they make.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::str::FromStr;
 
 use serde_json::{Value, json};
+
+use crate::cli::local::{self, LocalRow};
 
 /// One row: what it matches, and where that goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,11 +107,11 @@ impl Row {
     }
 }
 
-/// The configuration for `rows`, as JSON, which is YAML.
-pub fn configuration(rows: &[Row]) -> String {
-    let mut addresses: Vec<_> = rows.iter().map(|row| row.address.to_string()).collect();
-    addresses.sort();
-    addresses.dedup();
+/// The configuration for `rows`, and for `local_rows`, which are asked first.
+pub fn configuration(rows: &[Row], local_rows: &[LocalRow]) -> String {
+    let elsewhere: BTreeSet<_> = local_rows.iter().map(LocalRow::to).collect();
+    let addresses: BTreeSet<_> = rows.iter().map(|row| row.address).filter(|to| !elsewhere.contains(to)).collect();
+    let addresses: Vec<_> = addresses.iter().map(SocketAddr::to_string).collect();
     let fixed = addresses
         .iter()
         .map(|address| json!({"name": address, "type": "static", "protocol": "downstream", "endpoints": [address]}));
@@ -120,22 +123,24 @@ pub fn configuration(rows: &[Row]) -> String {
         "http": {"route_config": "exec", "accept_http_10": true, "server_header_transformation": "pass_through",
                  "generate_request_id": false},
     });
-    let configuration = json!({
-        "listeners": [{
-            "name": "exec",
-            "address": "127.0.0.1:15001",
-            "use_original_dst": true,
-            "listener_filters": ["tls_inspector", "http_inspector"],
-            "filter_chains": [http],
-            "default_filter_chain": {"tcp_proxy": {"cluster": "passthrough"}},
-        }],
-        "route_configs": [{
-            "name": "exec",
-            "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}],
-        }],
-        "clusters": fixed.chain([passthrough]).collect::<Vec<_>>(),
+    let listener = json!({
+        "name": "exec",
+        "address": "127.0.0.1:15001",
+        "use_original_dst": true,
+        "listener_filters": ["tls_inspector", "http_inspector"],
+        "filter_chains": [http],
+        "default_filter_chain": {"tcp_proxy": {"cluster": "passthrough"}},
     });
-    configuration.to_string()
+    let table = json!({
+        "name": "exec",
+        "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}],
+    });
+    let clusters: String = fixed.chain([passthrough]).map(|cluster| format!("  - {cluster}\n")).collect();
+    let added = local::additions(local_rows);
+    format!(
+        "listeners:\n  - {listener}\n{}route_configs:\n  - {table}\n{}clusters:\n{clusters}{}",
+        added.listeners, added.route_configs, added.clusters
+    )
 }
 
 #[cfg(test)]
@@ -187,12 +192,14 @@ mod tests {
             ["/a => 127.0.0.1:1", "x-canary: true => 127.0.0.1:2", "GET shop.example/b => 127.0.0.1:1"]
                 .map(|row| row.parse().expect(row))
                 .into();
-        for rows in [&rows[..], &[]] {
-            let source = Source::Inline { name: "--route".to_owned(), text: configuration(rows) };
+        let local = ["5432 => 127.0.0.1:1", "10.0.0.1:80 => 127.0.0.1:3"].map(|row| row.parse().expect(row));
+        for (rows, local) in [(&rows[..], &local[..]), (&rows, &[]), (&[], &local), (&[], &[])] {
+            let source = Source::Inline { name: "--route".to_owned(), text: configuration(rows, local) };
             let loaded = config::load(&source, &Runtime::default(), 1).map_err(|errors| errors.to_string());
             let snapshot = loaded.expect("a good configuration").snapshot;
             assert_eq!(snapshot.route_configs["exec"].virtual_hosts[0].routes.len(), rows.len() + 1);
             assert!(snapshot.intercept.is_some());
+            assert_eq!(snapshot.listeners.iter().count(), local.len() + 1);
         }
     }
 }
