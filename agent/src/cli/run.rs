@@ -34,15 +34,8 @@ kind any, of different kinds each. They say who connects: --inbound is for all c
 connections are written to standard output.")]
 pub struct Args {
     /// The configuration file
-    #[arg(short, long, value_name = "FILE", conflicts_with = "intercepted", required_unless_present = "intercepted")]
+    #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
-
-    #[command(flatten)]
-    intercepted: Intercepted,
-
-    /// Only show the configuration that the options make: a file to begin with
-    #[arg(long, conflicts_with = "config", help_heading = "Instead of a configuration file")]
-    print_config: bool,
 
     /// Worker threads [default: one for each CPU that the process may use]
     #[arg(long, value_name = "N")]
@@ -59,6 +52,13 @@ pub struct Args {
     /// The admin socket, instead of the configured one
     #[arg(long, value_name = "PATH")]
     admin_socket: Option<PathBuf>,
+
+    #[command(flatten)]
+    intercepted: Intercepted,
+
+    /// Only show the configuration that the options make: a file to begin with
+    #[arg(long, conflicts_with = "config", help_heading = "Instead of a configuration file")]
+    print_config: bool,
 }
 
 impl Args {
@@ -67,7 +67,7 @@ impl Args {
     /// # Errors
     /// The agent does not start.
     pub fn run(self) -> anyhow::Result<()> {
-        self.intercepted.check().unwrap_or_else(|error| error.exit());
+        self.intercepted.check(self.config.is_some()).unwrap_or_else(|error| error.exit());
         let text = local::configuration(&self.intercepted);
         if self.print_config {
             return output::print(&text);

@@ -20,7 +20,6 @@ const COMM_MAX: usize = 15;
 
 /// What to intercept, without a configuration file.
 #[derive(Clone, Debug, Default, clap::Args)]
-#[group(id = "intercepted", multiple = true)]
 #[command(next_help_heading = "Instead of a configuration file")]
 pub struct Intercepted {
     /// What local programs send to a port (or to IP:PORT) goes to an address; can be repeated
@@ -95,13 +94,27 @@ fn kept(comm: &str) -> &str {
 }
 
 impl Intercepted {
-    /// What clap cannot see by itself.
+    /// What clap cannot see by itself. `with_file`: there is a configuration file as well.
     ///
     /// # Errors
-    /// Rows that contradict each other, or too many combinations.
-    pub fn check(&self) -> Result<(), clap::Error> {
+    /// Nothing is given or too much, rows that contradict each other, or too many combinations.
+    pub fn check(&self, with_file: bool) -> Result<(), clap::Error> {
         let error = |message: String| Err(clap::Error::raw(ErrorKind::ValueValidation, message + "\n"));
         let rows = self.whose.rows().len();
+        let given = rows + self.local.len() + self.inbound.len() > 0;
+        if with_file && given {
+            return error(
+                "-c says what to intercept: write the rows into the file (--print-config shows how), or leave -c away"
+                    .into(),
+            );
+        }
+        if !with_file && !given {
+            return error(
+                "give a configuration file (-c FILE), or say what to intercept: --local, --inbound, --pid, --cgroup, \
+                 --unit, --user, --comm"
+                    .into(),
+            );
+        }
         if rows > PROCESS_ROWS {
             return error(format!(
                 "--pid, --cgroup, --unit, --user and --comm make {rows} combinations, at most {PROCESS_ROWS} are possible"
@@ -150,10 +163,14 @@ mod tests {
     #[test]
     fn what_cannot_be_is_refused() {
         let whose = Whose { pid: (1..=17).collect(), ..Whose::default() };
-        let error = Intercepted { whose, ..Intercepted::default() }.check().expect_err("too many").to_string();
+        let error = Intercepted { whose, ..Intercepted::default() }.check(false).expect_err("too many").to_string();
         assert!(error.contains("17 combinations"), "{error}");
+        for (with_file, expected) in [(false, "give a configuration file"), (true, "")] {
+            let error = Intercepted::default().check(with_file).err().map(|error| error.to_string());
+            assert!(error.unwrap_or_default().contains(expected), "{with_file}");
+        }
         let local = ["80 => 127.0.0.1:1", "80 => 127.0.0.1:2"].map(|row| row.parse().expect(row)).into();
-        let error = Intercepted { local, ..Intercepted::default() }.check().expect_err("twice").to_string();
+        let error = Intercepted { local, ..Intercepted::default() }.check(false).expect_err("twice").to_string();
         assert!(error.contains("--local 80 is given twice"), "{error}");
     }
 }
