@@ -21,6 +21,7 @@ mod run;
 mod start;
 mod table;
 mod trace;
+mod verify;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -60,10 +61,13 @@ enum Verb {
     Trace(trace::Args),
     Detach(detach::Args),
     Cni(cni::Args),
+    Verify(verify::Args),
     Completion(completion::Args),
     Man(man::Args),
     #[command(name = "__enter", hide = true)]
     Enter(enter::Args),
+    #[command(name = "__connect", hide = true)]
+    Connect(verify::Connect),
 }
 
 /// Does what the command line says.
@@ -84,9 +88,11 @@ pub fn main() -> ExitCode {
         Verb::Trace(args) => succeeded(args.run()),
         Verb::Detach(args) => args.run(),
         Verb::Cni(args) => args.run(),
+        Verb::Verify(args) => args.run(),
         Verb::Completion(args) => succeeded(args.run()),
         Verb::Man(args) => succeeded(args.run()),
         Verb::Enter(args) => args.run(),
+        Verb::Connect(args) => succeeded(args.run()),
     })
 }
 

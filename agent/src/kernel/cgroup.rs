@@ -140,7 +140,7 @@ fn below(mount: PathBuf, path: &Path) -> PathBuf {
 }
 
 /// The mount point of the first file system of `kind` in the format of `/proc/self/mounts`.
-pub(super) fn find_mount(mounts: &str, kind: &str) -> Option<PathBuf> {
+pub fn find_mount(mounts: &str, kind: &str) -> Option<PathBuf> {
     mounts.lines().find_map(|line| {
         let mut fields = line.split(' ');
         let path = fields.nth(1)?;

@@ -2,7 +2,7 @@
 //!
 //! After it: `attach`.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -10,15 +10,10 @@ use aya::{
     programs::{CgroupSockAddr, CgroupSockopt, Program, ProgramError, SockOps},
 };
 
-use super::{KernelError, Log, log, maps};
+use super::{KernelError, Log, log, maps, requirements};
 
-/// `bpf_set_retval` and the helpers that tell the calling task, in connect hooks.
-const NEEDED: (u32, u32) = (6, 1);
-const NEEDED_TEXT: &str = "6.1";
-const NEEDED_REASON: &str = "the connect hooks set the error of a refused connection and ask for the calling process";
 /// There where the kernel has multipath TCP.
 const MPTCP: &str = "/proc/sys/net/mptcp";
-const BTF: &str = "/sys/kernel/btf/vmlinux";
 
 /// Names of the programs, as the kernel shows them.
 pub mod name {
@@ -39,7 +34,7 @@ impl Loaded {
     /// `handover_entries`: room for handshakes in flight; `flow_entries`: for the agent's own connections on the inbound
     /// side.
     pub(super) fn new(handover_entries: u32, flow_entries: u32) -> Result<Self, KernelError> {
-        check_requirements()?;
+        requirements::check()?;
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(maps::name::HANDOVER, handover_entries)
             .map_max_entries(maps::name::FLOWS, flow_entries)
@@ -99,41 +94,5 @@ impl Loaded {
     {
         let program = self.0.program_mut(name).ok_or(KernelError::Incomplete(name))?;
         program.try_into().map_err(|_| KernelError::Incomplete(name))
-    }
-}
-
-fn check_requirements() -> Result<(), KernelError> {
-    let path = "/proc/sys/kernel/osrelease";
-    let release = fs::read_to_string(path).map_err(|source| KernelError::io(format!("reading {path}"), source))?;
-    if version(&release).is_some_and(|running| running < NEEDED) {
-        return Err(KernelError::KernelTooOld {
-            running: release.trim().to_owned(),
-            needed: NEEDED_TEXT,
-            reason: NEEDED_REASON,
-        });
-    }
-    if !Path::new(BTF).exists() {
-        return Err(KernelError::NoBtf(BTF));
-    }
-    Ok(())
-}
-
-/// The first two numbers of a release such as `6.12.9+deb13-amd64`.
-fn version(release: &str) -> Option<(u32, u32)> {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
-    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_release_is_compared_by_its_first_two_numbers() {
-        assert_eq!(version("6.12.9+deb13-amd64\n"), Some((6, 12)));
-        assert_eq!(version("5.15-rc3"), Some((5, 15)));
-        assert!(version("5.15.0-100-generic").unwrap() < NEEDED);
-        assert!(version("6.1.0").unwrap() >= NEEDED);
-        assert_eq!(version("weird"), None);
     }
 }

@@ -37,6 +37,7 @@ mod pins;
 mod policies;
 pub mod policy;
 mod processes;
+pub mod requirements;
 mod rival;
 mod rows;
 mod sockets;

@@ -96,6 +96,17 @@ fn above(cgroup: &Cgroup) -> Result<Option<Place>, KernelError> {
     Ok(Some(Place { placement: Placement::Above(level), above: Some(Cgroup::open(top)?) }))
 }
 
+/// Can this kernel put our connect hooks before those of others?
+///
+/// # Errors
+/// The programs cannot be loaded.
+pub fn can_go_first() -> Result<bool, KernelError> {
+    let mut loaded = Loaded::new(1, 1)?;
+    let program = loaded.sock_addr(name::CONNECT4)?;
+    let program = program.fd().map_err(|source| KernelError::program("ask for a program's descriptor", source))?;
+    Ok(bpf::knows_order(program.as_fd(), CgroupHook::Connect4))
+}
+
 /// Others' programs that run before ours when ours go last: at the connect hooks of this cgroup and of those below it.
 ///
 /// # Errors

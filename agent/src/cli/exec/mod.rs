@@ -3,7 +3,7 @@
 //! A cgroup of its own for the command, an agent in this process that intercepts just that cgroup, and the command in
 //! it. When the command ends so does all of it.
 
-mod cgroup;
+pub(super) mod cgroup;
 mod child;
 mod row;
 
