@@ -1,7 +1,9 @@
 //! The proof: a real program, the real hooks, and a listener that nobody but they could lead to.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -10,7 +12,8 @@ use anyhow::{Context, bail, ensure};
 
 use super::Check;
 use crate::cli::exec::cgroup::ExecCgroup;
-use crate::kernel::{Counter, InterceptOptions, Interception, Policy, Rule};
+use crate::kernel::{Counter, Enrolment, InboundEnrolment, InterceptOptions, Interception, Policy, Rule};
+use crate::netns::{Netns, NetnsThread};
 
 /// Longest a connection through the hooks may take; it takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -23,10 +26,16 @@ const UNUSED_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 77, 0, 1));
 const UNUSED_V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 
 pub(super) fn checks(to: Option<SocketAddr>) -> Vec<Check> {
-    match to {
-        Some(to) => vec![outbound(if to.is_ipv4() { "outbound IPv4" } else { "outbound IPv6" }, Ok(to))],
-        None => vec![outbound("outbound IPv4", unserved(UNUSED_V4)), outbound("outbound IPv6", unserved(UNUSED_V6))],
-    }
+    let mut checks = match to {
+        Some(to) => vec![check(if to.is_ipv4() { "outbound IPv4" } else { "outbound IPv6" }, Ok(to), leaving)],
+        None => vec![
+            check("outbound IPv4", unserved(UNUSED_V4), leaving),
+            check("outbound IPv6", unserved(UNUSED_V6), leaving),
+        ],
+    };
+    checks.push(check("inbound IPv4", unserved(UNUSED_V4), arriving));
+    checks.push(check("inbound IPv6", unserved(UNUSED_V6), arriving));
+    checks
 }
 
 /// An address with a port at which nobody listened a moment ago.
@@ -34,7 +43,7 @@ fn unserved(ip: IpAddr) -> io::Result<SocketAddr> {
     TcpListener::bind((ip, 0))?.local_addr()
 }
 
-fn outbound(name: &'static str, to: io::Result<SocketAddr>) -> Check {
+fn check(name: &'static str, to: io::Result<SocketAddr>, prove: fn(SocketAddr) -> anyhow::Result<Outcome>) -> Check {
     let to = match to {
         Ok(to) => to,
         Err(error) => {
@@ -42,7 +51,7 @@ fn outbound(name: &'static str, to: io::Result<SocketAddr>) -> Check {
             return Check::warning(name, found, "this machine does not use the family, or its loopback is down");
         }
     };
-    match intercepted(to) {
+    match prove(to) {
         Ok(Outcome::Reached) => {
             Check::ok(name, format!("a connection to {to} reached the test listener, with its original destination"))
         }
@@ -60,17 +69,64 @@ enum Outcome {
     Passed(String),
 }
 
-fn intercepted(to: SocketAddr) -> anyhow::Result<Outcome> {
+/// The connect hooks take what the program sends, and hand its destination over.
+fn leaving(to: SocketAddr) -> anyhow::Result<Outcome> {
     let cgroup = ExecCgroup::create()?;
+    let listener = listen_beside(to)?;
+    let interception = Interception::attach(&options(&cgroup, to, listener.local_addr()?))?;
+    try_it(&cgroup, &listener, to, interception, |interception, accepted| {
+        let handover = interception.kernel().handover(accepted)?;
+        let Some(handover) = handover else { bail!("the connection came, but not its original destination") };
+        Ok(handover.original_dst)
+    })
+}
+
+/// The lookup hook takes what arrives at a port that nobody serves; the accepted socket has the dialled address itself.
+fn arriving(to: SocketAddr) -> anyhow::Result<Outcome> {
+    let cgroup = ExecCgroup::create()?;
+    let listener = listen_beside(to)?;
+    let options = InterceptOptions { host: false, ..options(&cgroup, to, listener.local_addr()?) };
+    let mut interception = Interception::attach(&options)?;
+    let netns = own_netns().context("opening the own network namespace")?;
+    let at_its_port = Rule { cidr: None, ports: vec![to.port()..=to.port()] };
+    let policy = Policy { include: vec![at_its_port], exclude: Vec::new() };
+    let inbound = InboundEnrolment {
+        policy: &policy,
+        listener_v4: to.is_ipv4().then_some(listener.as_fd()),
+        listener_v6: to.is_ipv6().then_some(listener.as_fd()),
+    };
+    interception.enrol(&netns, &Enrolment { outbound: None, inbound: Some(inbound), listeners: &[] })?;
+    try_it(&cgroup, &listener, to, interception, |_, accepted| accepted.local_addr().context("asking for its address"))
+}
+
+fn own_netns() -> io::Result<Netns> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    runtime.block_on(async { Netns::open(Path::new("/proc/self/ns/net"), &NetnsThread::start()?).await })
+}
+
+fn listen_beside(to: SocketAddr) -> anyhow::Result<TcpListener> {
     let here = if to.is_ipv4() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { IpAddr::V6(Ipv6Addr::LOCALHOST) };
-    let listener = TcpListener::bind((here, 0)).context("listening on the loopback")?;
-    let options = options(&cgroup, to, listener.local_addr()?);
-    let interception = Interception::attach(&options)?;
-    let mut child = connect(&cgroup, to)?;
-    let accepted = accept(&listener, &mut child);
-    let outcome = match accepted? {
-        Some(accepted) => {
-            told(&interception, accepted, to)?;
+    TcpListener::bind((here, 0)).context("listening on the loopback")
+}
+
+/// Lets the program connect, and asks by `dialled` what the accepted connection is known to have gone to.
+fn try_it(
+    cgroup: &ExecCgroup,
+    listener: &TcpListener,
+    to: SocketAddr,
+    interception: Interception,
+    dialled: impl FnOnce(&Interception, &TcpStream) -> anyhow::Result<SocketAddr>,
+) -> anyhow::Result<Outcome> {
+    let mut child = connect(cgroup, to)?;
+    let outcome = match accept(listener, &mut child)? {
+        Some(mut accepted) => {
+            let dialled = dialled(&interception, &accepted)?;
+            ensure!(
+                dialled == to,
+                "the connection came as one to {dialled}: another program has rewritten its address before waylay saw it"
+            );
+            accepted.write_all(GREETING.as_bytes()).context("answering")?;
+            drop(accepted);
             heard(child, to)?;
             Outcome::Reached
         }
@@ -124,17 +180,6 @@ fn accept(listener: &TcpListener, child: &mut Child) -> anyhow::Result<Option<Tc
         ended = child.try_wait()?.is_some();
         sleep(PAUSE);
     }
-}
-
-fn told(interception: &Interception, mut accepted: TcpStream, to: SocketAddr) -> anyhow::Result<()> {
-    let handover = interception.kernel().handover(&accepted)?;
-    let Some(handover) = handover else { bail!("the connection came, but not its original destination") };
-    ensure!(
-        handover.original_dst == to,
-        "the connection came as one to {}: another program has rewritten its address before waylay saw it",
-        handover.original_dst
-    );
-    accepted.write_all(GREETING.as_bytes()).context("answering")
 }
 
 fn heard(child: Child, to: SocketAddr) -> anyhow::Result<()> {
