@@ -6,6 +6,8 @@
 pub mod cni;
 pub mod cri;
 pub mod docker;
+#[cfg(test)]
+mod fixture;
 mod netns;
 pub mod runtime;
 pub mod select;

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use http::Uri;
 use http::uri::PathAndQuery;
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
@@ -22,6 +23,9 @@ use crate::workload::runtime::{CALL_TIMEOUT, RuntimeError};
 
 /// Longest message that is read, in bytes: the kubelet's own limit for these calls.
 const MAX_MESSAGE: usize = 16 << 20;
+
+/// HTTP/2 wants a scheme and an authority in each request; behind a unix socket any will do.
+const ORIGIN: &str = "http://localhost";
 
 /// An open connection. Clones share it; it closes when the last of them is gone.
 #[derive(Clone, Debug)]
@@ -44,7 +48,9 @@ impl Channel {
                 tracing::debug!("the connection to a container runtime ended: {error}");
             }
         });
-        Ok(Self { grpc: Grpc::new(Http2(sender)).max_decoding_message_size(MAX_MESSAGE) })
+        Ok(Self {
+            grpc: Grpc::with_origin(Http2(sender), Uri::from_static(ORIGIN)).max_decoding_message_size(MAX_MESSAGE),
+        })
     }
 
     /// One question, one answer. `method` is a path such as `/runtime.v1.RuntimeService/Version`.

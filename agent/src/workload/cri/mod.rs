@@ -8,6 +8,8 @@ mod channel;
 mod hints;
 mod info;
 mod messages;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
