@@ -7,12 +7,14 @@
 
 pub mod agent;
 pub mod config;
+pub mod containerd;
 pub mod origin;
 pub mod process;
 pub mod tools;
 pub mod world;
 
 pub use agent::Agent;
+pub use containerd::{Containerd, Pod, PodSpec};
 pub use origin::Origin;
 pub use process::{Child, Finished};
 pub use world::World;

@@ -1,6 +1,6 @@
 //! Debian's packages: those whose program is missing, and none of their daemons started.
 
-use std::{fs, path::Path};
+use std::{fs, io::Read as _, path::Path};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -41,7 +41,14 @@ pub const TEST: &[Program] = &[
     daemon("postgres", "postgresql", "postgresql.service"),
     program("psql", "postgresql-client"),
     program("mptcpize", "mptcpize"),
+    daemon("containerd", "containerd", "containerd.service"),
+    program("runc", "runc"),
+    program(CNI_BRIDGE, "containernetworking-plugins"),
+    program("busybox", "busybox-static"),
 ];
+
+/// A program that is not in the PATH.
+const CNI_BRIDGE: &str = "/usr/lib/cni/bridge";
 
 /// Runs as root. invoke-rc.d and deb-systemd-invoke ask policy-rc.d before they start a daemon; 101 is "no". A policy
 /// that says so already is left alone, any other is put back, also after an interrupt.
@@ -111,8 +118,18 @@ fn is_there(name: &str) -> bool {
         "postgres" => shell::find(name).is_some() || postgres_of_some_version(),
         // Debian splits python's venv module off.
         "python3" => shell::find(name).is_some() && venv_module(),
+        // The tests' pods have no libraries; a busybox that needs some is another package's.
+        "busybox" => shell::find(name).is_some_and(|path| is_static(&path)),
+        path if path.starts_with('/') => shell::is_executable(Path::new(path)),
         _ => shell::find(name).is_some(),
     }
+}
+
+/// Whether an ELF program names no loader; the name stands among its first bytes.
+fn is_static(program: &Path) -> bool {
+    let mut head = Vec::new();
+    let read = fs::File::open(program).and_then(|file| file.take(4096).read_to_end(&mut head));
+    read.is_ok() && !head.windows(4).any(|bytes| bytes == b"/ld-")
 }
 
 fn postgres_of_some_version() -> bool {
