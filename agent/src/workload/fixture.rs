@@ -123,9 +123,13 @@ pub fn streamed(pieces: mpsc::UnboundedReceiver<Bytes>) -> Answer {
 
 /// The bytes of one gRPC message.
 pub fn framed(message: &impl prost::Message) -> Bytes {
-    let encoded = message.encode_to_vec();
-    let length = u32::try_from(encoded.len()).expect("a small message");
-    [&[0][..], &length.to_be_bytes(), &encoded].concat().into()
+    framed_bytes(&message.encode_to_vec())
+}
+
+/// The same of bytes that may be no message.
+pub fn framed_bytes(message: &[u8]) -> Bytes {
+    let length = u32::try_from(message.len()).expect("a small message");
+    [&[0][..], &length.to_be_bytes(), message].concat().into()
 }
 
 /// A gRPC answer that succeeded, whatever its bytes are.

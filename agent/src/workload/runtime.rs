@@ -155,6 +155,16 @@ pub enum RuntimeError {
     },
 }
 
+impl RuntimeError {
+    /// What the failure of a gRPC call means.
+    pub fn of(method: &'static str, status: tonic::Status) -> Self {
+        match status.code() {
+            tonic::Code::Unimplemented => Self::NoCri,
+            _ => Self::Call { method, status: Box::new(status) },
+        }
+    }
+}
+
 /// A runtime that can be asked for what runs.
 #[derive(Debug)]
 pub enum Runtime {

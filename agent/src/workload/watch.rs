@@ -117,7 +117,8 @@ async fn look_for(mut candidates: Vec<RuntimeAddress>, poll_interval: Duration, 
 async fn keep_asking(address: RuntimeAddress, named: Named, poll_interval: Duration, board: Arc<Board>) {
     let changed = Notify::new();
     let runtime = Runtime::new(&address);
-    let asking = Asking { runtime, poll_interval, named, failures: 0, since_hint: usize::MAX };
+    // As after a hint: the subscription to events begins a moment after the first list.
+    let asking = Asking { runtime, poll_interval, named, failures: 0, since_hint: 0 };
     tokio::join!(asking.run(&address, &changed, &board), runtime::hints(&address, &changed));
 }
 
@@ -267,3 +268,6 @@ fn keep_unchanged(old: &[Arc<Workload>], new: Vec<Workload>) -> Vec<Arc<Workload
     };
     new.into_iter().map(arc).collect()
 }
+
+#[cfg(test)]
+mod tests;

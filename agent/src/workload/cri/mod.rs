@@ -66,18 +66,6 @@ impl Cri {
         Self { socket: socket.to_owned(), channel: None, details: HashMap::new() }
     }
 
-    /// Name and version of the runtime, such as `containerd 1.7.2`.
-    ///
-    /// # Errors
-    /// It does not answer, or does not serve the CRI.
-    pub async fn version(&mut self) -> Result<String, RuntimeError> {
-        let channel = self.channel().await?;
-        let question = VersionRequest { version: "v1".to_owned() };
-        let answer: Result<VersionResponse, _> = channel.call("/runtime.v1.RuntimeService/Version", question).await;
-        let version = answer.map_err(|status| self.failed("Version", status))?;
-        Ok(format!("{} {}", version.runtime_name, version.runtime_version))
-    }
-
     /// The pods whose sandbox is ready, in no particular order.
     ///
     /// # Errors
@@ -127,10 +115,7 @@ impl Cri {
 
     fn failed(&mut self, method: &'static str, status: Status) -> RuntimeError {
         self.channel = None;
-        match status.code() {
-            Code::Unimplemented => RuntimeError::NoCri,
-            _ => RuntimeError::Call { method, status: Box::new(status) },
-        }
+        RuntimeError::of(method, status)
     }
 }
 
@@ -140,6 +125,10 @@ impl Details {
     fn is_complete(&self) -> bool {
         self.host_network || !self.ips.is_empty() && (self.info.netns_path.is_some() || self.info.pid.is_some())
     }
+}
+
+async fn version_of(channel: &Channel) -> Result<VersionResponse, Status> {
+    channel.call("/runtime.v1.RuntimeService/Version", VersionRequest { version: "v1".to_owned() }).await
 }
 
 async fn ready_sandboxes(channel: &Channel) -> Result<Vec<PodSandbox>, Status> {

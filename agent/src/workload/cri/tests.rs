@@ -2,7 +2,9 @@ use prost::Message as _;
 
 use super::messages::{Namespace, NamespaceOption, PodIp, PodSandboxMetadata, PodSandboxNetworkStatus};
 use super::*;
-use crate::workload::fixture::{Answer, Fake, Version, answer, framed, grpc_broken, grpc_bytes, grpc_status};
+use crate::workload::fixture::{
+    Answer, Fake, Version, answer, framed, framed_bytes, grpc_broken, grpc_bytes, grpc_status,
+};
 
 const NOT_FOUND: u32 = 5;
 const UNKNOWN: u32 = 2;
@@ -145,11 +147,6 @@ async fn answers_that_are_not_of_the_protocol_are_errors_and_the_next_list_may_s
         assert!(matches!(error, RuntimeError::Call { method: "ListPodSandbox", .. }), "{name}: {error:?}");
         assert!(cri.list().await.expect("the next list").is_empty(), "{name}");
     }
-}
-
-fn framed_bytes(message: &[u8]) -> bytes::Bytes {
-    let length = u32::try_from(message.len()).expect("short");
-    [&[0][..], &length.to_be_bytes(), message].concat().into()
 }
 
 #[tokio::test]

@@ -4,6 +4,8 @@
 //! each list: unlike a pod's sandbox it keeps its id when it is restarted, and may be connected to networks at any time.
 
 mod http;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
