@@ -40,6 +40,14 @@ impl Netns {
         Ok(Self { fd, cookie })
     }
 
+    /// That of the calling thread.
+    ///
+    /// # Errors
+    /// /proc is not mounted, or no socket to be had.
+    pub fn own() -> io::Result<Self> {
+        Ok(Self { fd: File::open(OWN)?.into(), cookie: own_cookie()? })
+    }
+
     /// The kernel's number for it, which is never given to another one.
     pub fn cookie(&self) -> u64 {
         self.cookie

@@ -119,6 +119,27 @@ impl Agent {
         records
     }
 
+    /// Replaces the configuration, and waits until it is in force.
+    #[track_caller]
+    pub fn reload(&self, world: &World, config: &str) {
+        let version = || self.metric("waylay_server_config_reload_success");
+        let before = version();
+        self.rewrite(world, config);
+        eventually("the new configuration is in force", || version() > before);
+    }
+
+    /// How many files it holds open.
+    pub fn open_files(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.pid())).expect("the agent's files").count()
+    }
+
+    /// Its resident memory.
+    pub fn resident_kib(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.pid())).expect("the agent's status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+
     /// Its admin socket.
     pub fn socket(&self) -> &Path {
         &self.socket

@@ -9,6 +9,7 @@ pub mod agent;
 pub mod config;
 pub mod containerd;
 pub mod origin;
+pub mod pods;
 pub mod process;
 pub mod tools;
 pub mod world;

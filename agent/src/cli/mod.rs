@@ -53,7 +53,7 @@ enum Verb {
     Run(run::Args),
     Exec(exec::Args),
     Check(check::Args),
-    Explain(explain::Args),
+    Explain(Box<explain::Args>),
     #[command(visible_alias = "pc")]
     ProxyConfig(proxy_config::Args),
     Pods(pods::Args),

@@ -87,7 +87,7 @@ pub enum KernelError {
 }
 
 impl KernelError {
-    pub(super) fn io(doing: impl Into<String>, source: io::Error) -> Self {
+    pub(crate) fn io(doing: impl Into<String>, source: io::Error) -> Self {
         let doing = doing.into();
         if is_refused(&source) {
             return Self::NotPermitted { doing, source: source.into() };

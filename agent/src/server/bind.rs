@@ -70,6 +70,26 @@ pub fn bind(listener: &Listener, workers: usize, ports: Ports) -> Result<Option<
     bind_once(listener, address, workers, reuse_port, backlog).map(Some)
 }
 
+/// Binds `listener` for `workers` workers in the network namespace of the calling thread: there only the kernel's own
+/// side hands connections over, so loopback is enough, and closed to others.
+///
+/// # Errors
+/// The port is taken.
+pub fn bind_at_loopback(listener: &Listener, workers: usize) -> Result<Bound, BindError> {
+    let (reuse_port, backlog) = match listener.binding {
+        Binding::Socket { reuse_port, backlog } => (reuse_port, backlog),
+        Binding::Virtual => (ReusePort::PerWorker, 1),
+    };
+    let [v4, _] = at_loopback(listener.address);
+    bind_once(listener, v4, workers, reuse_port, backlog)
+}
+
+/// Where the listener configured at `address` is bound in the namespace of a workload.
+pub fn at_loopback(address: SocketAddr) -> [SocketAddr; 2] {
+    let ips: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    ips.map(|ip| SocketAddr::new(ip, address.port()))
+}
+
 fn bind_once(
     listener: &Listener,
     address: SocketAddr,
@@ -183,7 +203,7 @@ fn remedy(error: &io::Error, address: SocketAddr) -> String {
 
 /// Who listens on `address`, as far as /proc tells.
 fn holder(address: SocketAddr) -> Option<String> {
-    let inodes: Vec<String> = ["/proc/net/tcp", "/proc/net/tcp6"]
+    let inodes: Vec<String> = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"]
         .iter()
         .filter_map(|table| fs::read_to_string(table).ok())
         .flat_map(|table| listening_inodes(&table, address.port()))

@@ -10,8 +10,11 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::MissedTickBehavior;
 
-use crate::kernel::{HEARTBEAT_INTERVAL, HEARTBEAT_LOSS, InterceptOptions, Interception, KernelError, Log, cgroup};
+use crate::kernel::{
+    Enrolment, HEARTBEAT_INTERVAL, HEARTBEAT_LOSS, InterceptOptions, Interception, KernelError, Log, cgroup,
+};
 use crate::listener::{Listener, TrafficDirection};
+use crate::netns::Netns;
 use crate::snapshot::{Admin, Intercept, Redirect};
 use crate::worker::{STALL_AFTER, Shared};
 
@@ -135,6 +138,23 @@ impl Attached {
     ) -> Result<(), KernelError> {
         let own = own_listeners(admin, bound);
         lock(&self.interception).as_ref().map_or(Ok(()), |interception| interception.replace_listeners(&own))
+    }
+
+    /// Takes connections in the network namespace `netns`, or others than before.
+    ///
+    /// # Errors
+    /// The kernel's; a namespace that was not enrolled before is not then either.
+    pub fn enrol(&self, netns: &Netns, enrolment: &Enrolment<'_>) -> Result<(), KernelError> {
+        let enrol = |interception: &mut Interception| interception.enrol(netns, enrolment);
+        lock(&self.interception).as_mut().map_or(Ok(()), enrol)
+    }
+
+    /// Takes nothing more in the namespace with this cookie.
+    ///
+    /// # Errors
+    /// The first thing that could not be taken away.
+    pub fn withdraw(&self, cookie: u64) -> Result<(), KernelError> {
+        lock(&self.interception).as_mut().map_or(Ok(()), |interception| interception.withdraw(cookie))
     }
 
     /// From now on connects go where they always went.

@@ -9,7 +9,7 @@ use crate::signal::{Signals, Wish};
 
 /// Between the last redirection and closing the listening sockets: a connect that a hook redirected just before it was
 /// told to stop still sends its SYN, which takes microseconds on loopback.
-const LAST_REDIRECTED: Duration = Duration::from_millis(20);
+pub(super) const LAST_REDIRECTED: Duration = Duration::from_millis(20);
 
 /// What ends the loop.
 enum Ending {
@@ -44,20 +44,22 @@ impl Serving {
     }
 
     async fn until_stopped(&mut self, signals: &mut Option<Signals>) -> Ending {
+        self.sync_pods().await;
         loop {
             tokio::select! {
                 wish = next(signals) => match wish {
                     Wish::Stop => return Ending::Drain,
                     Wish::Reload => _ = self.reload().await,
                 },
+                () = self.pods.changed() => self.sync_pods().await,
                 command = self.commands.recv() => match command {
                     Some(Command::Reload(answer)) => {
                         let reloaded = self.reload().await;
                         // Whoever asked may have left.
                         let _ = answer.send(reloaded);
                     }
-                    Some(Command::CniAdd(pod, answer)) => _ = answer.send(self.cni_add(&pod)),
-                    Some(Command::CniDel(pod, answer)) => _ = answer.send(self.cni_del(&pod)),
+                    Some(Command::CniAdd(pod, answer)) => _ = answer.send(self.cni_add(&pod).await),
+                    Some(Command::CniDel(pod, answer)) => _ = answer.send(self.cni_del(&pod).await),
                     Some(Command::DrainListeners) => self.stop_taking().await,
                     Some(Command::Stop) | None => return Ending::Drain,
                     Some(Command::Kill) => return Ending::AtOnce,
@@ -80,9 +82,11 @@ impl Serving {
             tokio::time::sleep(LAST_REDIRECTED).await;
         }
         let keys: Vec<_> = self.bound.keys().copied().collect();
+        self.inbound.clear();
         for key in keys {
             self.close(key).await;
         }
+        self.close_pods().await;
     }
 
     /// Lets what is in flight finish, until the deadline or a second wish to stop.

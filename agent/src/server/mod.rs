@@ -6,13 +6,15 @@
 mod accept;
 mod bind;
 mod cni;
+mod host;
 mod interception;
 mod life;
+mod pods;
 mod reload;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -24,7 +26,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::cluster::manager::ClusterManager;
 use crate::drain::{self, DrainControl};
 use crate::kernel::KernelError;
-use crate::listener::Listener;
+use crate::listener::{Listener, TrafficDirection};
 use crate::snapshot::{Runtime, Snapshot};
 use crate::telemetry::record::RecordSink;
 use crate::worker::{OwnListeners, Shared};
@@ -35,6 +37,7 @@ pub use bind::{BindError, Ports};
 use accept::WorkerThread;
 use bind::{Bound, bind};
 use interception::Attached;
+use pods::Pods;
 
 /// Commands that wait for the main thread. They come from people; more at once are a mistake.
 const COMMANDS_MAX: usize = 16;
@@ -196,8 +199,11 @@ struct Serving {
     workers: Vec<WorkerThread>,
     /// By configured address.
     bound: BTreeMap<SocketAddr, Vec<SocketAddr>>,
+    /// Handles on the sockets of the inbound listener.
+    inbound: Vec<TcpListener>,
     attached: Option<Attached>,
     clusters: ClusterManager,
+    pods: Pods,
     drain: DrainControl,
     control: Control,
     commands: mpsc::Receiver<Command>,
@@ -238,12 +244,14 @@ impl Server {
         let (sender, commands) = mpsc::channel(COMMANDS_MAX);
         let mut serving = Serving {
             clusters: ClusterManager::new(&shared),
+            pods: Pods::new(),
             shared,
             loader,
             ports: options.ports,
             signals: options.signals,
             workers,
             bound: BTreeMap::new(),
+            inbound: Vec::new(),
             attached: None,
             drain: drain_control,
             control: Control(sender),
@@ -363,7 +371,11 @@ impl Serving {
         let by_key = |listener: &Arc<Listener>| self.bound.get(&listener.address).map(Vec::as_slice);
         let bound = snapshot.listeners.iter().filter_map(|listener| Some((&**listener, by_key(listener)?)));
         let options = interception::options(intercept, cgroup_override, &snapshot.admin, bound)?;
-        self.attached = Some(Attached::new(&options, &self.shared, runtime)?);
+        let attached = Attached::new(&options, &self.shared, runtime)?;
+        if intercept.host && intercept.inbound.is_some() {
+            host::take_inbound(&attached, intercept, &self.inbound, &self.own_ports())?;
+        }
+        self.attached = Some(attached);
         Ok(())
     }
 
@@ -372,8 +384,19 @@ impl Serving {
         tracing::info!(addresses = ?bound.addresses, "listening");
         self.bound.insert(bound.key, bound.addresses);
         self.publish_own_listeners();
+        self.keep_inbound(&bound.sockets, bound.key);
         for (worker, sockets) in self.workers.iter().zip(bound.sockets) {
             worker.listen(self.shared.host.clone(), bound.key, sockets).await;
+        }
+    }
+
+    /// The kernel hands what arrives to one of the inbound listener's sockets, and finds the others by itself.
+    fn keep_inbound(&mut self, sockets: &[Vec<TcpListener>], key: SocketAddr) {
+        let snapshot = self.shared.snapshot.load();
+        let is_inbound = |listener: &&Arc<Listener>| listener.direction == TrafficDirection::Inbound;
+        if snapshot.listeners.bound_at(key).filter(is_inbound).is_some() {
+            let handles = sockets.first().into_iter().flatten().map(TcpListener::try_clone);
+            self.inbound = handles.filter_map(Result::ok).collect();
         }
     }
 

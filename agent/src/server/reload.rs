@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::bind::bind;
+use super::host;
 use super::{LoadError, ServerError, Serving};
 use crate::kernel::KernelError;
 use crate::listener::{Binding, Listener, TrafficDirection};
@@ -91,11 +92,15 @@ impl Serving {
             self.listen(bound).await;
         }
         self.exempt_bound(&new);
+        self.sync_pods().await;
         Ok(version)
     }
 
     fn replace_policy(&self, old: &Snapshot, new: &Snapshot) -> Result<(), KernelError> {
         match (&self.attached, &old.intercept, &new.intercept) {
+            (Some(attached), Some(old), Some(new)) if old.inbound != new.inbound && new.host => {
+                host::take_inbound(attached, new, &self.inbound, &self.own_ports())
+            }
             (Some(attached), Some(old), Some(new)) if old.outbound != new.outbound => attached.replace_policy(new),
             _ => Ok(()),
         }

@@ -159,6 +159,8 @@ stats!(
     /// Statistics of the agent as a whole, `server.`
     ServerStats {
         concurrency: Gauge = "Workers",
+        pods_enrolled: Gauge = "Pods and containers that are enrolled",
+        pod_enrolment_failure: Counter = "Enrolments of pods that failed",
         config_reload_success: Counter = "Configurations taken over after the start",
         config_reload_failure: Counter = "Configurations refused after the start",
         access_log_dropped: Counter = "Access records that could not be written",

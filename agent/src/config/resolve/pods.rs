@@ -1,16 +1,16 @@
 //! `intercept.pods`: which pods are enrolled, and what is taken of them. And `source_pod`, wherever it stands.
 
-use std::path::Path as FilePath;
-
 use super::{Resolver, intercept};
 use crate::config::diagnostic::Path;
 use crate::config::raw::pods as raw;
 use crate::snapshot::{PodPolicy, Pods};
-use crate::workload::{Selector, WorkloadMatch};
+use crate::workload::runtime::AddressError;
+use crate::workload::{RuntimeAddress, Selector, WorkloadMatch};
 
 /// Resolves `intercept.pods`.
 pub fn pods(resolver: &mut Resolver<'_>, raw: &raw::Pods, path: &Path<'_>) -> Option<Pods> {
-    let runtimes = resolver.each(&raw.runtimes, &path.field("runtimes"), runtime);
+    let runtimes =
+        resolver.each(&raw.runtimes, &path.field("runtimes"), |resolver, text, path| runtime(resolver, text, path));
     let poll_interval = resolver.positive(&path.field("poll_interval"), raw.poll_interval);
     let select = path.field("select");
     if raw.select.is_empty() {
@@ -24,16 +24,8 @@ pub fn pods(resolver: &mut Resolver<'_>, raw: &raw::Pods, path: &Path<'_>) -> Op
     Some(Pods { runtimes: runtimes?, poll_interval: poll_interval?, select: select?, policies: policies? })
 }
 
-fn runtime(resolver: &mut Resolver<'_>, text: &String, path: &Path<'_>) -> Option<String> {
-    let socket = ["cri", "docker"].iter().find_map(|scheme| text.strip_prefix(scheme)?.strip_prefix("://"));
-    if !socket.is_some_and(|socket| FilePath::new(socket).is_absolute()) {
-        let message = format!(
-            "expected the socket of a runtime such as cri:///run/containerd/containerd.sock (containerd, CRI-O) or docker:///run/docker.sock (docker, podman), found `{text}`"
-        );
-        resolver.error(path, message);
-        return None;
-    }
-    Some(text.clone())
+fn runtime(resolver: &mut Resolver<'_>, text: &str, path: &Path<'_>) -> Option<RuntimeAddress> {
+    text.parse().map_err(|error: AddressError| resolver.error(path, error.to_string())).ok()
 }
 
 fn selector(resolver: &mut Resolver<'_>, raw: &raw::Selector, path: &Path<'_>) -> Option<Selector> {

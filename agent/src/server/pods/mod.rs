@@ -1,0 +1,343 @@
+//! Enrols pods and containers: what the runtimes tell and the configuration wants is made true, one workload at a time.
+//!
+//! Before: [`crate::workload`], whose discovery tells what runs. After: [`enrolled`], which opens the listening sockets
+//! in a workload's network namespace and has the kernel take its connections; workers accept there as they do at home.
+//!
+//! | a workload | becomes |
+//! |---|---|
+//! | selected | enrolled: taken from, and served in its own namespace |
+//! | not selected any more | retired: what is open is served on, nothing new is taken |
+//! | gone | released: what is open is cut, nothing of it is left |
+
+pub(super) mod decide;
+mod enrolled;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::Serving;
+use super::reload::describe;
+use crate::kernel::Policy;
+use crate::netns::NetnsThread;
+use crate::place::Place;
+use crate::snapshot::Pods as Settings;
+use crate::workload::status::{EnrolmentState, EnrolmentStatus};
+use crate::workload::{Decision, Discovery, Found, Workload, Workloads};
+
+use decide::Known;
+use enrolled::Enrolled;
+
+/// How soon an enrolment that failed is tried again: its cause is most likely somebody's mistake that is being mended.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// Nothing is configured for pods.
+pub(super) const ENROLS_NO_PODS: &str = "this agent enrols no pods";
+
+pub(super) type WorkloadId = Arc<str>;
+
+/// What the main thread knows of the workloads of this node.
+pub(super) struct Pods {
+    /// Started with the first need.
+    thread: Option<NetnsThread>,
+    discovery: Option<Running>,
+    pub(super) announced: BTreeMap<WorkloadId, Announced>,
+    pub(super) members: BTreeMap<WorkloadId, Member>,
+    /// Problems told of already.
+    problems: BTreeSet<String>,
+}
+
+struct Running {
+    settings: Settings,
+    found: watch::Receiver<Found>,
+    _discovery: Discovery,
+}
+
+/// Told of by the network plugin, and not by the runtime yet.
+pub(super) struct Announced {
+    pub(super) workload: Arc<Workload>,
+    pub(super) known: Known,
+    pub(super) until: Instant,
+}
+
+pub(super) struct Member {
+    workload: Arc<Workload>,
+    pub(super) state: State,
+    since: SystemTime,
+}
+
+pub(super) enum State {
+    Skipped(String),
+    Failed {
+        reason: String,
+        retry_at: Instant,
+    },
+    Enrolled(Box<Enrolled>),
+    /// Serves what is open.
+    Retired {
+        place: Arc<Place>,
+        reason: String,
+    },
+}
+
+impl Pods {
+    pub(super) fn new() -> Self {
+        Self {
+            thread: None,
+            discovery: None,
+            announced: BTreeMap::new(),
+            members: BTreeMap::new(),
+            problems: BTreeSet::new(),
+        }
+    }
+
+    /// Resolves when there is something to do. Cancel-safe.
+    pub(super) async fn changed(&mut self) {
+        let due = self.next_due();
+        let timer = async {
+            match due {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        let told = async {
+            let Some(running) = &mut self.discovery else { return std::future::pending().await };
+            // It ends only when discovery is replaced.
+            if running.found.changed().await.is_err() {
+                std::future::pending().await
+            }
+        };
+        tokio::select! {
+            () = told => {}
+            () = timer => {}
+        }
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        let retries = self.members.values().filter_map(|member| match member.state {
+            State::Failed { retry_at, .. } => Some(retry_at),
+            _ => None,
+        });
+        retries.chain(self.announced.values().map(|announced| announced.until)).min()
+    }
+
+    /// Asks the runtimes of `settings`, and nobody without; what is the same goes on.
+    fn follow(&mut self, settings: Option<&Settings>) {
+        let same = self.discovery.as_ref().is_some_and(|running| {
+            settings.is_some_and(|new| {
+                running.settings.runtimes == new.runtimes && running.settings.poll_interval == new.poll_interval
+            })
+        });
+        if same {
+            return;
+        }
+        self.discovery = settings.map(|settings| {
+            let (discovery, found) = Discovery::start(settings.runtimes.clone(), settings.poll_interval);
+            Running { settings: settings.clone(), found, _discovery: discovery }
+        });
+    }
+
+    /// What there is to decide on: all that runtimes list, and what was announced and they do not list yet. `None`: they
+    /// have not answered yet, and nothing can be said of what is gone.
+    fn listed(&mut self) -> (Option<()>, BTreeMap<WorkloadId, Arc<Workload>>) {
+        let mut all = BTreeMap::new();
+        let mut complete = None;
+        if let Some(running) = &mut self.discovery {
+            let found = running.found.borrow_and_update();
+            complete = found.complete.then_some(());
+            all.extend(found.workloads.iter().map(|workload| (workload.id.clone(), workload.clone())));
+            let problems: BTreeSet<String> = found.problems.iter().cloned().collect();
+            for problem in problems.difference(&self.problems) {
+                tracing::warn!("{problem}");
+            }
+            self.problems = problems;
+        }
+        let now = Instant::now();
+        self.announced.retain(|id, announced| announced.until > now && !all.contains_key(id));
+        for (id, announced) in &self.announced {
+            all.insert(id.clone(), announced.workload.clone());
+        }
+        (complete, all)
+    }
+
+    fn thread(&mut self) -> std::io::Result<NetnsThread> {
+        match &self.thread {
+            Some(thread) => Ok(thread.clone()),
+            None => Ok(self.thread.insert(NetnsThread::start()?).clone()),
+        }
+    }
+
+    /// Whoever is enrolled in the namespace with this cookie already.
+    fn holder(&self, cookie: u64) -> Option<&Member> {
+        self.members.values().find(|member| match &member.state {
+            State::Enrolled(enrolled) => enrolled.place.id() == cookie,
+            _ => false,
+        })
+    }
+}
+
+impl Serving {
+    /// Makes true what the runtimes tell and the configuration wants.
+    pub(super) async fn sync_pods(&mut self) {
+        let snapshot = self.shared.snapshot.load_full();
+        let intercept = snapshot.intercept.as_ref().filter(|_| self.attached.is_some());
+        let settings = intercept.and_then(|intercept| intercept.pods.as_ref());
+        self.pods.follow(settings);
+        let (complete, listed) = self.pods.listed();
+        if complete.is_some() || settings.is_none() {
+            let gone: Vec<_> = self.pods.members.keys().filter(|id| !listed.contains_key(*id)).cloned().collect();
+            for id in gone {
+                self.release(&id).await;
+            }
+        }
+        let (node, own_ports) = (decide::node_addresses(), self.own_ports());
+        for (id, workload) in listed {
+            let decision = match (intercept, settings) {
+                (Some(intercept), Some(pods)) => {
+                    let known = self.pods.announced.get(&id).map_or(Known::Whole, |announced| announced.known);
+                    decide::decide((&workload, known), (intercept, pods), &node, &own_ports)
+                }
+                _ => Decision::Skip { reason: ENROLS_NO_PODS.to_owned(), unexpected: false },
+            };
+            self.settle(id, workload, decision).await;
+        }
+        self.publish_pods();
+    }
+
+    /// Brings one workload to what was decided.
+    async fn settle(&mut self, id: WorkloadId, workload: Arc<Workload>, decision: Decision) {
+        let member = self.pods.members.remove(&id);
+        let since = member.as_ref().map_or_else(SystemTime::now, |member| member.since);
+        let (state, since) = match (decision, member.map(|member| member.state)) {
+            (Decision::Enrol { outbound, inbound }, Some(State::Enrolled(mut enrolled))) => {
+                enrolled.place.rename(workload.clone());
+                if let Err(error) = self.change_policies(&mut enrolled, outbound, inbound) {
+                    let error = describe(&error);
+                    tracing::error!(pod = %workload, "its new policy cannot be put in force, the old one stays: {error}");
+                }
+                (State::Enrolled(enrolled), since)
+            }
+            (Decision::Enrol { .. }, Some(State::Failed { reason, retry_at })) if retry_at > Instant::now() => {
+                (State::Failed { reason, retry_at }, since)
+            }
+            (Decision::Enrol { outbound, inbound }, before) => {
+                (self.try_enrol(&workload, before, (outbound, inbound)).await, SystemTime::now())
+            }
+            (Decision::Skip { reason, .. }, Some(State::Enrolled(enrolled))) => {
+                tracing::info!(pod = %workload, "not enrolled any more: {reason}");
+                let place = self.retire(*enrolled).await;
+                (State::Retired { place, reason }, SystemTime::now())
+            }
+            (Decision::Skip { reason, .. }, Some(State::Retired { place, .. })) => {
+                (State::Retired { place, reason }, since)
+            }
+            (Decision::Skip { reason, unexpected }, before) => {
+                let told = matches!(&before, Some(State::Skipped(old)) if *old == reason);
+                if unexpected && !told {
+                    tracing::warn!(pod = %workload, "not enrolled: {reason}");
+                }
+                (State::Skipped(reason), since)
+            }
+        };
+        self.pods.members.insert(id, Member { workload, state, since });
+    }
+
+    async fn try_enrol(
+        &mut self,
+        workload: &Arc<Workload>,
+        before: Option<State>,
+        policies: (Policy, Option<Policy>),
+    ) -> State {
+        let (place, told) = match before {
+            Some(State::Retired { place, .. }) => (Some(place), None),
+            Some(State::Failed { reason, .. }) => (None, Some(reason)),
+            _ => (None, None),
+        };
+        match self.enrol(workload, place, policies).await {
+            Ok(enrolled) => {
+                tracing::info!(pod = %workload, "enrolled");
+                State::Enrolled(Box::new(enrolled))
+            }
+            Err(error) => {
+                let reason = describe(&error);
+                // It is tried again and again.
+                if told.as_ref() != Some(&reason) {
+                    tracing::error!(pod = %workload, "not enrolled: {reason}");
+                }
+                self.shared.runtime.stats.server.pod_enrolment_failure.inc();
+                State::Failed { reason, retry_at: Instant::now() + RETRY_AFTER }
+            }
+        }
+    }
+
+    /// The workload is gone: so is everything of it.
+    pub(super) async fn release(&mut self, id: &WorkloadId) {
+        let Some(Member { workload, state, .. }) = self.pods.members.remove(id) else { return };
+        match state {
+            State::Enrolled(enrolled) => {
+                tracing::info!(pod = %workload, "gone");
+                enrolled.place.leave();
+                self.retire(*enrolled).await;
+            }
+            State::Retired { place, .. } => place.leave(),
+            State::Skipped(_) | State::Failed { .. } => {}
+        }
+    }
+
+    /// Nothing new is taken anywhere.
+    pub(super) async fn close_pods(&mut self) {
+        for id in self.pods.members.keys().cloned().collect::<Vec<_>>() {
+            if let Some(Member { workload, state: State::Enrolled(enrolled), since }) = self.pods.members.remove(&id) {
+                let place = self.retire(*enrolled).await;
+                let state = State::Retired { place, reason: "the agent is draining".to_owned() };
+                self.pods.members.insert(id, Member { workload, state, since });
+            }
+        }
+        self.publish_pods();
+    }
+
+    /// What the data path and the command line see of all this.
+    pub(super) fn publish_pods(&self) {
+        let cookie = |member: &Member| match &member.state {
+            State::Enrolled(enrolled) => Some(enrolled.place.id()),
+            State::Retired { place, .. } => Some(place.id()),
+            State::Skipped(_) | State::Failed { .. } => None,
+        };
+        let members = self.pods.members.values();
+        let workloads = Workloads::new(members.clone().map(|member| (member.workload.clone(), cookie(member))));
+        self.shared.workloads.store(Arc::new(workloads));
+        let statuses: Vec<_> = members.map(|member| self.status(member, cookie(member))).collect();
+        let enrolled = statuses
+            .iter()
+            .filter(|status| matches!(status.state, EnrolmentState::Enrolled | EnrolmentState::Provisional))
+            .count();
+        self.shared.runtime.stats.server.pods_enrolled.set(i64::try_from(enrolled).unwrap_or(i64::MAX));
+        self.shared.enrolments.store(Arc::new(statuses));
+    }
+
+    fn status(&self, member: &Member, netns_cookie: Option<u64>) -> EnrolmentStatus {
+        let (state, reason) = match &member.state {
+            State::Enrolled(_) if self.pods.announced.contains_key(&member.workload.id) => {
+                (EnrolmentState::Provisional, Some("announced by the network plugin".to_owned()))
+            }
+            State::Enrolled(_) => (EnrolmentState::Enrolled, None),
+            State::Skipped(reason) | State::Retired { reason, .. } => (EnrolmentState::Skipped, Some(reason.clone())),
+            State::Failed { reason, .. } => (EnrolmentState::Failed, Some(reason.clone())),
+        };
+        EnrolmentStatus { workload: member.workload.clone(), state, reason, netns_cookie, since: member.since }
+    }
+
+    /// Ports at which the agent answers for itself: never taken on the inbound side.
+    pub(super) fn own_ports(&self) -> Vec<u16> {
+        let snapshot = self.shared.snapshot.load();
+        let admin = snapshot.admin.prometheus.into_iter().chain(snapshot.admin.readiness);
+        let mut ports: Vec<u16> =
+            self.bound.values().flatten().copied().chain(admin).map(|address| address.port()).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        ports
+    }
+}

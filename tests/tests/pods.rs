@@ -1,0 +1,330 @@
+//! Pods in network namespaces of their own: enrolled, taken from and served there, both directions, and let go.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use waylay_tests::pods::{Node, Pod};
+use waylay_tests::world::Side;
+use waylay_tests::{Agent, World, eventually};
+
+const INJECT: &[(&str, &str)] = &[("waylay.io/inject", "true"), ("app", "shop")];
+
+/// Port 8080 is served as HTTP in both directions; all else passes as bytes.
+fn config(node: &Node<'_>) -> String {
+    config_with(node, "", "{prefix: /}")
+}
+
+fn config_with(node: &Node<'_>, intercept: &str, inbound_match: &str) -> String {
+    format!(
+        "
+intercept:
+  cgroup: '@CGROUP@'
+  inbound: {{}}
+  pods: {{runtimes: ['{runtime}'], poll_interval: 1s}}
+{intercept}
+listeners:
+  - name: virtualOutbound
+    address: 127.0.0.1:15001
+    use_original_dst: true
+    default_filter_chain: {{tcp_proxy: {{cluster: passthrough}}}}
+  - name: outbound_8080
+    address: 0.0.0.0:8080
+    bind_to_port: false
+    listener_filters: [http_inspector]
+    filter_chains:
+      - match: {{application_protocols: [http/1.1, h2c]}}
+        http: {{route_config: outbound}}
+    default_filter_chain: {{tcp_proxy: {{cluster: passthrough}}}}
+  - name: virtualInbound
+    address: 127.0.0.1:15006
+    traffic_direction: inbound
+    listener_filters: [http_inspector]
+    filter_chains:
+      - match: {{destination_port: 8080, application_protocols: [http/1.1, h2c]}}
+        http: {{route_config: inbound}}
+      - match: {{destination_port: 9999}}
+        tcp_proxy: {{cluster: local}}
+    default_filter_chain: {{tcp_proxy: {{cluster: passthrough}}}}
+route_configs:
+  - name: outbound
+    virtual_hosts:
+      - {{name: all, domains: ['*'], routes: [{{match: {{prefix: /}}, route: {{cluster: passthrough}}}}]}}
+  - name: inbound
+    virtual_hosts:
+      - name: all
+        domains: ['*']
+        routes:
+          - {{match: {inbound_match}, route: {{cluster: passthrough}}}}
+          - {{match: {{prefix: /}}, direct_response: {{status: 403, body: 'not for you'}}}}
+clusters:
+  - {{name: passthrough, type: original_dst}}
+  - {{name: local, type: static, endpoints: ['127.0.0.1:9999']}}
+",
+        runtime = node.runtime()
+    )
+}
+
+fn enrolled(agent: &Agent) -> Vec<String> {
+    let pods: Value = serde_json::from_str(&agent.cli(&["pods", "-o", "json"]).success()).expect("JSON");
+    let rows = pods["pods"].as_array().expect("an array").iter();
+    let name = |row: &Value| row["name"].as_str().unwrap_or("").trim_start_matches("docker/").to_owned();
+    rows.filter(|row| row["state"] == "enrolled").map(name).collect()
+}
+
+#[track_caller]
+fn wait_enrolled(agent: &Agent, names: &[&str]) {
+    eventually(&format!("{names:?} are enrolled, got {:?}", enrolled(agent)), || enrolled(agent) == names);
+}
+
+fn get(pod: &Pod<'_>, url: &str) -> String {
+    pod.run("curl", &["-sS", "--max-time", "10", url]).success()
+}
+
+#[test]
+fn two_pods_talk_through_the_agent_and_records_name_both() {
+    let world = World::new();
+    let node = Node::new(&world);
+    let (web, shop) = (node.pod("web", INJECT), node.pod("shop", INJECT));
+    let _origin = shop.origin("shop", "0.0.0.0:8080");
+    let agent = world.agent(&config(&node));
+    wait_enrolled(&agent, &["shop", "web"]);
+
+    assert_eq!(get(&web, &format!("http://{}:8080/cart", shop.ip)), "shop GET /cart HTTP/1.1\n");
+
+    let records = agent.wait_records("request", 2);
+    let of = |direction: &str| records.iter().find(|record| record["direction"] == direction).expect(direction);
+    let (out, inn) = (of("outbound"), of("inbound"));
+    assert_eq!((&out["pod"], &out["source_pod"]), (&"docker/web".into(), &"docker/web".into()), "{out:#}");
+    assert_eq!((&inn["pod"], &inn["source_pod"]), (&"docker/shop".into(), &"docker/web".into()), "{inn:#}");
+    assert_eq!(out["comm"], "curl");
+    let destination = format!("{}:8080", shop.ip);
+    assert_eq!(
+        (&out["original_dst"], &inn["original_dst"]),
+        (&Value::from(&*destination), &Value::from(&*destination))
+    );
+}
+
+#[test]
+fn an_application_that_listens_on_loopback_only_or_on_the_pods_address_only_is_reached() {
+    let world = World::new();
+    let node = Node::new(&world);
+    let (web, shop) = (node.pod("web", INJECT), node.pod("shop", INJECT));
+    let on_address = shop.origin("address", &format!("{}:8080", shop.ip));
+    let on_loopback = shop.origin("loopback", "127.0.0.1:9999");
+    let agent = world.agent(&config(&node));
+    wait_enrolled(&agent, &["shop", "web"]);
+
+    assert_eq!(get(&web, &format!("http://{}:8080/", shop.ip)), "address GET / HTTP/1.1\n");
+    assert_eq!(get(&web, &format!("http://{}:9999/", shop.ip)), "loopback GET / HTTP/1.1\n");
+    assert_eq!((on_address.connections(), on_loopback.connections()), (1, 1), "each was reached once");
+    assert_eq!(on_loopback.seen()[0].peer.ip().to_string(), "127.0.0.1");
+}
+
+#[test]
+fn the_same_addresses_and_ports_in_two_pods_never_mix() {
+    let world = World::new();
+    let node = Node::new(&world);
+    let pods = [node.pod("one", INJECT), node.pod("two", INJECT)];
+    let agent = world.agent(&config(&node));
+    wait_enrolled(&agent, &["one", "two"]);
+    let origins: Vec<_> = pods
+        .iter()
+        .map(|pod| {
+            pod.run("ip", &["addr", "add", "10.1.1.1/32", "dev", "lo"]).success();
+            pod.origin(&pod.name, "10.1.1.1:8080")
+        })
+        .collect();
+    for round in 0..5 {
+        for pod in &pods {
+            // The same source port too: all four parts of the two connections are equal.
+            let url = format!("http://10.1.1.1:8080/{round}");
+            let args =
+                ["-sS", "--max-time", "10", "--local-port", &format!("4{round}000"), "--interface", "10.1.1.1", &url];
+            assert_eq!(pod.run("curl", &args).success(), format!("{} GET /{round} HTTP/1.1\n", pod.name));
+        }
+    }
+    assert!(origins.iter().all(|origin| origin.seen().len() == 5));
+}
+
+#[test]
+fn routes_match_on_the_pod_that_a_request_comes_from() {
+    let world = World::new();
+    let node = Node::new(&world);
+    let web = node.pod("web", &[("waylay.io/inject", "true"), ("app", "web")]);
+    let other = node.pod("other", &[("app", "other")]);
+    let shop = node.pod("shop", INJECT);
+    let _origin = shop.origin("shop", "0.0.0.0:8080");
+    let agent =
+        world.agent(&config_with(&node, "", "{prefix: /, source_pod: {namespace: docker, labels: {app: web}}}"));
+    wait_enrolled(&agent, &["shop", "web"]);
+
+    let url = format!("http://{}:8080/", shop.ip);
+    assert_eq!(get(&web, &url), "shop GET / HTTP/1.1\n");
+    assert_eq!(get(&other, &url), "not for you", "it is known by its address although it is not enrolled");
+}
+
+#[test]
+fn what_comes_from_the_node_passes_unless_it_is_asked_for() {
+    let world = World::new();
+    let node = Node::new(&world);
+    let shop = node.pod("shop", INJECT);
+    let _origin = shop.origin("shop", "0.0.0.0:8080");
+    let agent = world.agent(&config(&node));
+    wait_enrolled(&agent, &["shop"]);
+    let url = format!("http://{}:8080/healthz", shop.ip);
+
+    assert_eq!(
+        world.run(Side::Outside, "curl", &["-sS", "--max-time", "10", &url]).success(),
+        "shop GET /healthz HTTP/1.1\n"
+    );
+    agent.wait_records("request", 0);
+
+    let changed = config(&node).replace("inbound: {}", "inbound: {from_node: intercept}");
+    agent.reload(&world, &changed);
+    world.run(Side::Outside, "curl", &["-sS", "--max-time", "10", &url]).success();
+    assert_eq!(agent.wait_records("request", 1)[0]["pod"], "docker/shop");
+}
+
+#[test]
+fn a_pod_that_goes_away_takes_its_connections_and_all_else_with_it() {
+    let world = World::new();
+    let node = Node::new(&world);
+    let (web, shop) = (node.pod("web", INJECT), node.pod("shop", INJECT));
+    let _origin = shop.origin("shop", "0.0.0.0:9000");
+    let agent = world.agent(&config(&node));
+    wait_enrolled(&agent, &["shop", "web"]);
+    let open = format!(
+        "s = socket.create_connection(('{}', 9000)); print('open', flush=True); s.settimeout(30)\n\
+         try: print('read', s.recv(1))\nexcept OSError as error: print('cut', type(error).__name__)",
+        shop.ip
+    );
+    let mut client = web.spawn("python3", &["-u", "-c", &format!("import socket\n{open}")]);
+    client.wait_for("open");
+    let fds = agent.open_files();
+
+    drop(shop);
+    wait_enrolled(&agent, &["web"]);
+    client.wait(Duration::from_secs(20));
+    let records = agent.wait_records("connection", 2);
+    let cut = records.iter().find(|record| record["pod"] == "docker/shop").expect("the inbound connection's record");
+    assert_eq!(cut["response_flags"], "LR", "{cut:#}");
+    assert_eq!(cut["connection_termination_details"], "the workload is gone");
+    assert!(agent.open_files() < fds, "its sockets are closed");
+    let maps = agent.cli(&["maps", "-o", "json"]).success();
+    assert_eq!(maps.matches("docker/shop").count(), 0, "{maps}");
+}
+
+#[test]
+fn a_changed_label_retires_a_pod_and_enrols_it_again() {
+    let world = World::new();
+    let node = Node::new(&world);
+    let (web, shop) = (node.pod("web", INJECT), node.pod("shop", &[]));
+    let _origin = shop.origin("shop", "0.0.0.0:8080");
+    let agent = world.agent(&config(&node));
+    wait_enrolled(&agent, &["web"]);
+    let url = format!("http://{}:8080/", shop.ip);
+    get(&web, &url);
+    agent.wait_records("request", 1);
+
+    web.announce(&[("waylay.io/inject", "false")]);
+    wait_enrolled(&agent, &[]);
+    get(&web, &url);
+    agent.wait_records("request", 1);
+
+    web.announce(INJECT);
+    wait_enrolled(&agent, &["web"]);
+    get(&web, &url);
+    agent.wait_records("request", 2);
+}
+
+#[test]
+fn a_pod_whose_port_is_taken_is_told_of_and_the_others_are_served() {
+    let world = World::new();
+    let node = Node::new(&world);
+    let (web, broken) = (node.pod("web", INJECT), node.pod("broken", INJECT));
+    let taken = broken.inside(|| std::net::TcpListener::bind("127.0.0.1:15001").expect("the port"));
+    let agent = world.agent(&config(&node));
+    wait_enrolled(&agent, &["web"]);
+    let listing = agent.cli(&["pods"]).success();
+    assert!(listing.contains("127.0.0.1:15001") && listing.contains("listens there"), "{listing}");
+
+    drop(taken);
+    wait_enrolled(&agent, &["broken", "web"]);
+    drop(web);
+}
+
+#[test]
+fn with_the_agent_killed_under_load_applications_take_over() {
+    let world = World::new();
+    let node = Node::new(&world);
+    let (web, shop) = (node.pod("web", INJECT), node.pod("shop", INJECT));
+    let _origin = shop.origin("shop", "0.0.0.0:8080");
+    let mut agent = world.agent(&config(&node));
+    wait_enrolled(&agent, &["shop", "web"]);
+    let load = format!(
+        "
+import socket, time
+end = time.time() + 3
+good = refused = broken = 0
+while time.time() < end:
+    try:
+        s = socket.create_connection(('{}', 8080), 5)
+        s.sendall(b'GET / HTTP/1.1\\r\\nhost: shop\\r\\nconnection: close\\r\\n\\r\\n')
+        data = b''
+        while got := s.recv(65536): data += got
+        if b'200 OK' in data: good += 1
+        else: broken += 1
+    except ConnectionRefusedError: refused += 1
+    except OSError: broken += 1
+    print('going', flush=True)
+print('good', good, 'refused', refused, 'broken', broken)
+",
+        shop.ip
+    );
+    let mut client = web.spawn("python3", &["-u", "-c", &load]);
+    client.wait_for("going");
+    std::thread::sleep(Duration::from_secs(1));
+    agent.child().signal(Signal::SIGKILL);
+    client.wait(Duration::from_secs(30));
+    let said = client.stdout();
+    let counts: Vec<u32> = said.lines().last().unwrap_or("").split(' ').filter_map(|word| word.parse().ok()).collect();
+    let [good, refused, broken] = counts[..] else { panic!("{said}") };
+    assert!(good > 50, "{said}");
+    assert!(
+        refused == 0 && broken <= 1,
+        "only what was in flight may be lost: good {good} refused {refused} broken {broken}"
+    );
+
+    let again = world.agent(&config(&node));
+    wait_enrolled(&again, &["shop", "web"]);
+    let before = again.records().len();
+    get(&web, &format!("http://{}:8080/", shop.ip));
+    eventually("both sides are taken again", || again.records().len() >= before + 2);
+}
+
+#[test]
+fn pods_that_come_and_go_leave_nothing_behind() {
+    let world = World::new();
+    let node = Node::new(&world);
+    let web = node.pod("web", INJECT);
+    let agent = world.agent(&config(&node));
+    wait_enrolled(&agent, &["web"]);
+    let churn = |rounds: u32| {
+        for round in 0..rounds {
+            let pods: Vec<_> = (0..10).map(|number| node.pod(&format!("p{number}"), INJECT)).collect();
+            eventually("ten more are enrolled", || enrolled(&agent).len() == 11);
+            let origin = pods[0].origin("one", "0.0.0.0:8080");
+            get(&web, &format!("http://{}:8080/{round}", pods[0].ip));
+            drop((origin, pods));
+            wait_enrolled(&agent, &["web"]);
+        }
+    };
+    churn(2);
+    let (files, memory) = (agent.open_files(), agent.resident_kib());
+    churn(4);
+    // Connections that are just being closed may hold one or two.
+    eventually(&format!("{files} open files, now {}", agent.open_files()), || agent.open_files() <= files + 2);
+    let grown = agent.resident_kib().saturating_sub(memory);
+    assert!(grown < 8 * 1024, "{grown} KiB more after 40 pods");
+}
