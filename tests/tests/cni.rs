@@ -246,6 +246,30 @@ fn what_is_no_pods_namespace_is_refused_by_the_agent() {
 }
 
 #[test]
+fn it_is_installed_again_until_it_is_told_to_end() {
+    let world = World::new();
+    let node = Node::new(&world);
+    let (bin, conf) = (node.bin.to_str().expect("path"), node.conf.to_str().expect("path"));
+    let by_another = fs::read(node.list()).expect("conflist");
+    fs::remove_file(node.list()).expect("no network yet");
+    let args = ["cni", "install", "--watch", "--bin-dir", bin, "--conf-dir", conf];
+    let mut watching = world.spawn(Side::Outside, binary(), &args);
+    watching.wait_for("holds no network configuration yet");
+    for time in 1..=2 {
+        fs::write(node.list(), &by_another).expect("another program writes it");
+        eventually("the plugin is in the list", || {
+            watching.stdout().matches("added waylay-cni to").count() == time && node.chain().len() == 2
+        });
+    }
+    watching.signal(Signal::SIGTERM);
+    let status = watching.wait(waylay_tests::SOON);
+    assert!(status.success(), "{status}: {}", watching.stderr());
+    assert_eq!(node.chain().len(), 2, "it stays installed");
+    let names: Vec<_> = fs::read_dir(&node.conf).expect("folder").flatten().map(|entry| entry.file_name()).collect();
+    assert_eq!(names, ["10-pods.conflist"]);
+}
+
+#[test]
 fn the_plugin_explains_itself_to_people() {
     let world = World::new();
     let waylay = binary();

@@ -4,12 +4,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::Subcommand;
 
 use super::client::DEFAULT_SOCKET;
 use super::output;
 use crate::cni::install::{Change, Installation, PluginOptions, watch};
 use crate::cni::{self, OnAgentAbsent};
+use crate::signal::{Signals, Wish};
 
 /// Enrol pods before anything runs in them: the CNI plugin that container runtimes run, and its installation
 ///
@@ -125,14 +127,28 @@ impl Install {
         if !self.watch {
             return tell(&installation.install()?);
         }
-        watch::keep(&installation, |done| match done {
-            Ok(changes) => {
-                // Nobody reads it any more: no reason to leave pods alone.
-                let _ = tell(changes);
-            }
-            Err(error) => eprintln!("waylay: {:#}; trying again", Chain(error)),
-        })
+        keep(installation)
     }
+}
+
+/// Keeps the plugin installed until a signal ends this; it stays installed then.
+fn keep(installation: Installation) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        // The first process of a container ignores the signals that it does not handle.
+        let mut signals = Signals::install().context("installing the signal handlers")?;
+        std::thread::Builder::new().name("waylay-cni".to_owned()).spawn(move || {
+            watch::keep(&installation, |done| match done {
+                Ok(changes) => {
+                    // Nobody reads it any more: no reason to leave pods alone.
+                    let _ = tell(changes);
+                }
+                Err(error) => eprintln!("waylay: {}; trying again", Chain(error)),
+            })
+        })?;
+        while signals.next().await != Wish::Stop {}
+        Ok(())
+    })
 }
 
 impl Uninstall {

@@ -100,6 +100,7 @@ impl<'w> Containerd<'w> {
     pub fn start(world: &'w World) -> Self {
         let folder = world.folder().join("containerd");
         fs::create_dir_all(folder.join("cni")).expect("a folder for containerd");
+        link_plugins(&folder.join("plugins"));
         fs::write(folder.join("cni/10-bridge.conflist"), conflist(world, &folder)).expect("CNI's configuration");
         fs::write(folder.join("config.toml"), config(&folder)).expect("containerd's configuration");
         let archive = image::archive(&folder).expect("the image of the pods");
@@ -122,6 +123,16 @@ impl<'w> Containerd<'w> {
     /// Where it listens.
     pub fn socket(&self) -> PathBuf {
         socket(self.world)
+    }
+
+    /// Where it finds CNI plugins: a folder of its own with links to Debian's.
+    pub fn plugins(&self) -> PathBuf {
+        self.world.folder().join("containerd/plugins")
+    }
+
+    /// Where it finds network configurations.
+    pub fn networks(&self) -> PathBuf {
+        self.world.folder().join("containerd/cni")
     }
 
     /// Ends the daemon; the pods go on.
@@ -267,6 +278,14 @@ impl Drop for Containerd<'_> {
     }
 }
 
+/// A folder with all of Debian's CNI plugins, to which a test may add its own.
+fn link_plugins(folder: &Path) {
+    fs::create_dir_all(folder).expect("a folder for CNI plugins");
+    for plugin in fs::read_dir("/usr/lib/cni").expect("containernetworking-plugins are installed").flatten() {
+        std::os::unix::fs::symlink(plugin.path(), folder.join(plugin.file_name())).expect("a link to a CNI plugin");
+    }
+}
+
 fn socket(world: &World) -> PathBuf {
     world.folder().join("containerd/containerd.sock")
 }
@@ -335,7 +354,7 @@ sandbox_image = "{image}"
 restrict_oom_score_adj = true
 disable_hugetlb_controller = true
 [plugins."io.containerd.grpc.v1.cri".cni]
-bin_dir = "/usr/lib/cni"
+bin_dir = "{folder}/plugins"
 conf_dir = "{folder}/cni"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"

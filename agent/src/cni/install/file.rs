@@ -19,6 +19,9 @@ pub enum Mode<'a> {
 
 /// Writes `content` beside `path` and renames it onto it; where `path` is a symbolic link, onto what it leads to.
 ///
+/// In the same folder not only for the rename: containerd takes no notice of a new name in its folder of networks, but of
+/// one that goes.
+///
 /// # Errors
 /// Nothing has changed.
 pub fn replace(path: &Path, content: &[u8], mode: Mode<'_>) -> io::Result<()> {
