@@ -280,14 +280,16 @@ fn without_an_agent_the_policy_decides() {
         let start = Instant::now();
         (call(&environment(command), config.to_string().as_bytes()), start.elapsed())
     };
+    config["timeout"] = json!("30s");
     for policy in [Value::Null, json!("allow")] {
         config["onAgentAbsent"] = policy;
         for command in ["ADD", "DEL", "CHECK", "STATUS"] {
             let (done, took) = run(&config, command);
-            assert!(done.success && took < Duration::from_millis(250), "{command} took {took:?}: {}", done.stdout);
+            assert!(done.success && took < Duration::from_secs(10), "{command} took {took:?}: {}", done.stdout);
         }
     }
     config["onAgentAbsent"] = json!("refuse");
+    config["timeout"] = json!("300ms");
     for (command, code) in [("ADD", 11), ("CHECK", 11), ("STATUS", 50)] {
         let error = failure(&run(&config, command).0);
         assert_eq!(error["code"], code, "{command}: {error}");
