@@ -1,27 +1,25 @@
 //! The decision on what arrives: a pure function of what the inbound hook of a network namespace has looked up.
 //!
-//! Before it: the hook gathers [`InboundFacts`]. After it: the hook gives the connection to the agent's listener, or leaves
+//! Before it: the hook offers [`InboundFacts`]. After it: the hook gives the connection to the agent's listener, or leaves
 //! it to the socket that the kernel would have found. Nothing is ever refused here: whatever is wrong with the agent, the
 //! application's own listening socket takes over.
 
 use crate::{addr::Endpoint, counter::Counter, policy::PortRules};
 
-/// What the hook knows when it decides.
-#[derive(Clone, Copy, Debug)]
-pub struct InboundFacts<'a> {
+/// What the hook looks up to decide, each only when it comes to matter.
+pub trait InboundFacts {
     /// The network namespace has a policy for what arrives.
-    pub enrolled: bool,
+    fn is_enrolled(&self) -> bool;
     /// The connection is one that the agent itself makes to an application.
-    pub own_flow: bool,
-    pub redirecting: bool,
+    fn is_own_flow(&self) -> bool;
+    fn is_redirecting(&self) -> bool;
     /// The address that the client dialled.
-    pub local: Endpoint,
+    fn local(&self) -> Endpoint;
     /// `local`, or the wildcard address with its port, is in the exempt map.
-    pub exempt: bool,
+    fn is_exempt(&self) -> bool;
+    fn is_agent_lost(&self) -> bool;
     /// The policy's node for the client's address.
-    pub rules: Option<&'a PortRules>,
-    pub heartbeat_age_ns: u64,
-    pub heartbeat_loss_ns: u64,
+    fn rules(&self) -> Option<&PortRules>;
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,7 +33,7 @@ pub enum InboundVerdict {
 /// Is this connection ours? The first reason to leave it alone wins.
 #[inline(always)]
 #[must_use]
-pub fn decide_inbound(facts: &InboundFacts<'_>) -> InboundVerdict {
+pub fn decide_inbound(facts: &impl InboundFacts) -> InboundVerdict {
     match reason_to_pass(facts) {
         Some(counter) => InboundVerdict::Pass(counter),
         None => InboundVerdict::Take,
@@ -43,33 +41,34 @@ pub fn decide_inbound(facts: &InboundFacts<'_>) -> InboundVerdict {
 }
 
 #[inline(always)]
-fn reason_to_pass(facts: &InboundFacts<'_>) -> Option<Counter> {
-    if !facts.enrolled {
+fn reason_to_pass(facts: &impl InboundFacts) -> Option<Counter> {
+    if !facts.is_enrolled() {
         return Some(Counter::InboundPassedNetns);
     }
     // Before everything else: what the agent sends to the application must get there.
-    if facts.own_flow {
+    if facts.is_own_flow() {
         return Some(Counter::InboundPassedOwnFlow);
     }
-    if !facts.redirecting {
+    if !facts.is_redirecting() {
         return Some(Counter::InboundPassedDraining);
     }
-    if facts.local.ip().is_v6_link_local() {
+    let local = facts.local();
+    if local.ip().is_v6_link_local() {
         return Some(Counter::InboundPassedLinkLocal);
     }
-    if facts.exempt {
+    if facts.is_exempt() {
         return Some(Counter::InboundPassedOwnListener);
     }
-    let Some(rules) = facts.rules else {
+    let Some(rules) = facts.rules() else {
         return Some(Counter::InboundPassedUnconfigured);
     };
-    if rules.excludes(facts.local.port()) {
+    if rules.excludes(local.port()) {
         return Some(Counter::InboundPassedExcluded);
     }
-    if !rules.includes(facts.local.port()) {
+    if !rules.includes(local.port()) {
         return Some(Counter::InboundPassedNotIncluded);
     }
-    if facts.heartbeat_age_ns > facts.heartbeat_loss_ns {
+    if facts.is_agent_lost() {
         return Some(Counter::InboundPassedAgentLost);
     }
     None
@@ -84,85 +83,115 @@ mod tests {
     use super::*;
     use crate::policy::PortRange;
 
-    const LOSS_NS: u64 = 2_000_000_000;
+    #[derive(Clone, Copy)]
+    struct Given {
+        enrolled: bool,
+        own_flow: bool,
+        redirecting: bool,
+        local: Endpoint,
+        exempt: bool,
+        lost: bool,
+        rules: Option<PortRules>,
+    }
+
+    impl InboundFacts for Given {
+        fn is_enrolled(&self) -> bool {
+            self.enrolled
+        }
+
+        fn is_own_flow(&self) -> bool {
+            self.own_flow
+        }
+
+        fn is_redirecting(&self) -> bool {
+            self.redirecting
+        }
+
+        fn local(&self) -> Endpoint {
+            self.local
+        }
+
+        fn is_exempt(&self) -> bool {
+            self.exempt
+        }
+
+        fn is_agent_lost(&self) -> bool {
+            self.lost
+        }
+
+        fn rules(&self) -> Option<&PortRules> {
+            self.rules.as_ref()
+        }
+    }
 
     fn endpoint(text: &str) -> Endpoint {
         text.parse::<SocketAddr>().unwrap().into()
     }
 
     /// An arrival that is taken, but for what a case changes.
-    fn check(name: &str, change: impl FnOnce(&mut InboundFacts<'_>, &mut PortRules), expected: InboundVerdict) {
-        let everything = PortRules { include: [PortRange::ALL; 16], ..PortRules::EMPTY };
-        let mut rules = everything;
-        let mut facts = InboundFacts {
+    fn check(name: &str, change: impl FnOnce(&mut Given), expected: InboundVerdict) {
+        let mut given = Given {
             enrolled: true,
             own_flow: false,
             redirecting: true,
             local: endpoint("10.0.0.1:8080"),
             exempt: false,
-            rules: Some(&everything),
-            heartbeat_age_ns: 0,
-            heartbeat_loss_ns: LOSS_NS,
+            lost: false,
+            rules: Some(rules((0, u16::MAX), (1, 0))),
         };
-        change(&mut facts, &mut rules);
-        let facts = InboundFacts { rules: facts.rules.and(Some(&rules)), ..facts };
-        assert_eq!(decide_inbound(&facts), expected, "{name}");
+        change(&mut given);
+        assert_eq!(decide_inbound(&given), expected, "{name}");
+    }
+
+    fn rules(include: (u16, u16), exclude: (u16, u16)) -> PortRules {
+        let mut rules = PortRules::EMPTY;
+        rules.include[3] = PortRange { first: include.0, last: include.1 };
+        rules.exclude[15] = PortRange { first: exclude.0, last: exclude.1 };
+        rules
     }
 
     #[test]
     fn the_verdict_is_the_first_reason_that_holds() {
         use Counter::*;
         use InboundVerdict::{Pass, Take};
-        check("plain", |_, _| {}, Take);
-        check("IPv6", |f, _| f.local = endpoint("[2001:db8::1]:8080"), Take);
-        check("not enrolled", |f, _| f.enrolled = false, Pass(InboundPassedNetns));
-        check("own flow", |f, _| f.own_flow = true, Pass(InboundPassedOwnFlow));
+        check("plain", |_| {}, Take);
+        check("IPv6", |given| given.local = endpoint("[2001:db8::1]:8080"), Take);
+        check("not enrolled", |given| given.enrolled = false, Pass(InboundPassedNetns));
+        check("own flow", |given| given.own_flow = true, Pass(InboundPassedOwnFlow));
         check(
             "own flow while draining and lost",
-            |f, _| (f.own_flow, f.redirecting, f.heartbeat_age_ns) = (true, false, u64::MAX),
+            |given| (given.own_flow, given.redirecting, given.lost) = (true, false, true),
             Pass(InboundPassedOwnFlow),
         );
-        check("draining", |f, _| f.redirecting = false, Pass(InboundPassedDraining));
-        check("link-local", |f, _| f.local = endpoint("[fe80::1]:8080"), Pass(InboundPassedLinkLocal));
-        check("own listener", |f, _| f.exempt = true, Pass(InboundPassedOwnListener));
-        check("no policy", |f, _| f.rules = None, Pass(InboundPassedUnconfigured));
-        check("excluded", |_, r| r.exclude[7] = PortRange { first: 8080, last: 8080 }, Pass(InboundPassedExcluded));
-        check("beside the excluded", |_, r| r.exclude[7] = PortRange { first: 8081, last: 9000 }, Take);
-        check("not included", |_, r| *r = PortRules::EMPTY, Pass(InboundPassedNotIncluded));
-        check("just alive", |f, _| f.heartbeat_age_ns = LOSS_NS, Take);
-        check("lost", |f, _| f.heartbeat_age_ns = LOSS_NS + 1, Pass(InboundPassedAgentLost));
+        check("draining", |given| given.redirecting = false, Pass(InboundPassedDraining));
+        check("link-local", |given| given.local = endpoint("[fe80::1]:8080"), Pass(InboundPassedLinkLocal));
+        check("own listener", |given| given.exempt = true, Pass(InboundPassedOwnListener));
+        check("no policy", |given| given.rules = None, Pass(InboundPassedUnconfigured));
+        check("excluded", |given| given.rules = Some(rules((0, 9999), (8080, 8080))), Pass(InboundPassedExcluded));
+        check("beside the excluded", |given| given.rules = Some(rules((8080, 8080), (8081, 9000))), Take);
+        check("not included", |given| given.rules = Some(PortRules::EMPTY), Pass(InboundPassedNotIncluded));
+        check("lost", |given| given.lost = true, Pass(InboundPassedAgentLost));
     }
 
     proptest! {
-        /// Whatever the hook has looked up: it takes nothing of the agent's own and nothing that the policy leaves out,
-        /// and nothing at all for an agent that is lost or drains.
+        /// Whatever the hook looks up: it takes nothing of the agent's own and nothing that the policy leaves out, and
+        /// nothing at all for an agent that is lost or drains.
         #[test]
         fn nothing_is_taken_by_accident(
             local: SocketAddr,
-            flags: [bool; 4],
+            flags: [bool; 5],
             include: (u16, u16),
             exclude: (u16, u16),
-            heartbeat_age_ns in prop_oneof![Just(0), Just(LOSS_NS), Just(LOSS_NS + 1), any::<u64>()],
         ) {
-            let mut rules = PortRules::EMPTY;
-            rules.include[3] = PortRange { first: include.0, last: include.1 };
-            rules.exclude[4] = PortRange { first: exclude.0, last: exclude.1 };
-            let facts = InboundFacts {
-                enrolled: flags[0],
-                own_flow: flags[1],
-                redirecting: flags[2],
-                local: local.into(),
-                exempt: flags[3],
-                rules: Some(&rules),
-                heartbeat_age_ns,
-                heartbeat_loss_ns: LOSS_NS,
-            };
-            let ours = flags == [true, false, true, false]
-                && !facts.local.ip().is_v6_link_local()
+            let rules = rules(include, exclude);
+            let [enrolled, own_flow, redirecting, exempt, lost] = flags;
+            let local = Endpoint::from(local);
+            let given = Given { enrolled, own_flow, redirecting, local, exempt, lost, rules: Some(rules) };
+            let ours = enrolled && !own_flow && redirecting && !exempt && !lost
+                && !local.ip().is_v6_link_local()
                 && rules.includes(local.port())
-                && !rules.excludes(local.port())
-                && heartbeat_age_ns <= LOSS_NS;
-            prop_assert_eq!(decide_inbound(&facts) == InboundVerdict::Take, ours);
+                && !rules.excludes(local.port());
+            prop_assert_eq!(decide_inbound(&given) == InboundVerdict::Take, ours);
         }
     }
 }

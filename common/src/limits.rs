@@ -28,9 +28,10 @@ pub const NETNS_ENTRIES: u32 = 4_096;
 /// Listening sockets that inbound connections are given to: one of each address family for each network namespace.
 pub const LISTENER_ENTRIES: u32 = 2 * NETNS_ENTRIES;
 
-/// Connections of the agent to applications on the inbound side: 2^20, the most descriptors that a process may have
-/// unless the machine's `fs.nr_open` was raised. The map takes memory by the entry, about 130 bytes each.
-pub const FLOW_ENTRIES: u32 = 1 << 20;
+/// Connections of the agent to applications on the inbound side: half of 2^20, the most descriptors that a process may
+/// have unless the machine's `fs.nr_open` was raised, as each passes on a client's connection. The map takes memory by the
+/// entry, about 130 bytes each, but 8 MiB for its buckets at once.
+pub const FLOW_ENTRIES: u32 = 1 << 19;
 
 /// Bytes of the decision ring: a power of two and a multiple of the page size. About 3,000 decisions.
 pub const EVENT_RING_BYTES: u32 = 256 * 1024;

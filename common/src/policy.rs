@@ -81,13 +81,16 @@ impl PortRules {
     }
 }
 
+/// One comparison for all ranges, instead of two for each: the verifier would follow both ways of every one of them.
+/// A difference is negative where a port lies outside, and `none` stays negative as long as it lies outside of all.
 #[inline(always)]
 fn any_contains(ranges: &[PortRange; PORT_RANGES], port: u16) -> bool {
-    let mut found = false;
+    let port = i32::from(port);
+    let mut none = -1_i32;
     for range in ranges {
-        found |= range.contains(port);
+        none &= (port - i32::from(range.first)) | (i32::from(range.last) - port);
     }
-    found
+    none >= 0
 }
 
 /// What a connect hook knows when it decides.

@@ -133,6 +133,17 @@ fn an_empty_range_matches_no_port() {
 }
 
 proptest! {
+    #[test]
+    fn a_port_is_ruled_by_any_of_the_ranges(bounds: [(u16, u16); PORT_RANGES], port: u16) {
+        let ranges = bounds.map(|(first, last)| PortRange { first, last });
+        let rules = PortRules { include: ranges, ..PortRules::EMPTY };
+        prop_assert_eq!(rules.includes(port), ranges.iter().any(|range| range.contains(port)));
+        for edge in bounds {
+            prop_assert_eq!(rules.includes(edge.0), ranges.iter().any(|range| range.contains(edge.0)));
+            prop_assert_eq!(rules.includes(edge.1), ranges.iter().any(|range| range.contains(edge.1)));
+        }
+    }
+
     /// Whatever the hook has looked up: it denies only a lost agent's connections and only under `refuse`, it never
     /// redirects a stamped socket, an exempt or an excluded destination, and always to its own family's listener.
     #[test]

@@ -5,17 +5,14 @@ use std::{net::TcpStream, time::Duration};
 
 use socket2::{Domain, Socket, Type};
 use waylay::{
-    kernel::{
-        Counter, Enrolment, InboundEnrolment, Interception, Policy,
-        inspect::{self, Instance},
-    },
+    kernel::{Counter, Enrolment, InboundEnrolment, Interception, Policy},
     listener::TrafficDirection,
 };
 
 use crate::{
     addr,
     pod::{CLIENT_V4, CLIENT_V6, OTHER_CLIENT_V4, Pod, arriving, speak},
-    world::{World, accept_from, counter, wait_until},
+    world::{World, accept_from, counter, instance, wait_until},
 };
 
 #[test]
@@ -228,9 +225,4 @@ fn policies_change_in_place_and_are_kept_once_however_many_namespaces_hold_them(
 
 fn redirected(interception: &Interception) -> u64 {
     counter(interception, Counter::InboundRedirectedV4) + counter(interception, Counter::InboundRedirectedV6)
-}
-
-fn instance(interception: &Interception) -> Instance {
-    let id = interception.kernel().instance();
-    inspect::instances().unwrap().into_iter().find(|instance| instance.id() == id).unwrap()
 }

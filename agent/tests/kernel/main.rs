@@ -6,6 +6,7 @@ mod connections;
 mod inbound;
 mod life;
 mod neighbours;
+mod places;
 mod pod;
 mod processes;
 mod world;

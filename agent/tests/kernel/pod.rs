@@ -66,9 +66,20 @@ impl Pod {
         Self { name, netns, agent_v4, agent_v6 }
     }
 
+    /// Where its namespace is bound.
+    pub fn path(&self) -> String {
+        path(&format!("{}p", self.name))
+    }
+
+    /// The number by which the kernel's lists know the namespace.
+    pub fn inode(&self) -> u64 {
+        use std::os::unix::fs::MetadataExt as _;
+        std::fs::metadata(self.path()).unwrap().ino()
+    }
+
     /// Does `job` inside the pod; sockets made there stay there.
     pub fn inside<T: Send>(&self, job: impl FnOnce() -> T + Send) -> T {
-        enter(&path(&format!("{}p", self.name)), job)
+        enter(&self.path(), job)
     }
 
     /// Does `job` where the clients are.

@@ -15,7 +15,12 @@ use std::{
 use nix::sys::socket::{getsockopt, sockopt};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use socket2::{Domain, Socket, Type};
-use waylay::kernel::{Counter, InterceptOptions, Interception, KernelError, cgroup};
+use waylay::kernel::{
+    Counter, InterceptOptions, Interception, KernelError, cgroup,
+    inspect::{self, Instance},
+};
+
+use crate::pod::Pod;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -125,6 +130,12 @@ impl World {
     /// Runs a script inside the cgroup.
     pub fn python(&self, script: &str) -> Client {
         self.command(&["/usr/bin/python3", "-c", &format!("{PRELUDE}\n{script}")])
+    }
+
+    /// Runs a script inside the cgroup and inside the pod.
+    pub fn python_in(&self, pod: &Pod, script: &str) -> Client {
+        let enter = format!("--net={}", pod.path());
+        self.command(&["nsenter", &enter, "--", "/usr/bin/python3", "-c", &format!("{PRELUDE}\n{script}")])
     }
 
     /// Runs a command inside the cgroup.
@@ -284,6 +295,12 @@ pub fn greeter(word: &'static str) -> (JoinHandle<()>, SocketAddr) {
 pub fn counter(interception: &Interception, wanted: Counter) -> u64 {
     let counters = interception.kernel().counters().unwrap();
     counters.into_iter().find(|(counter, _)| *counter == wanted).unwrap().1
+}
+
+/// What the kernel has of it.
+pub fn instance(interception: &Interception) -> Instance {
+    let id = interception.kernel().instance();
+    inspect::instances().unwrap().into_iter().find(|instance| instance.id() == id).unwrap()
 }
 
 pub fn original_dst_v4(socket: &TcpStream) -> SocketAddrV4 {

@@ -15,6 +15,7 @@ use waylay_common::{
     flow::{FlowKey, ProcessStamp},
     inbound::{InboundFacts, InboundVerdict, decide_inbound},
     netns::ListenerKey,
+    policy::PortRules,
     settings::{ExemptKey, Switch},
 };
 
@@ -50,28 +51,60 @@ pub fn run(ctx: &SkLookupContext) -> u32 {
     SK_PASS
 }
 
+/// What has arrived, and what the maps say of it.
+struct Arrival<'a> {
+    cookie: u64,
+    ends: &'a Ends,
+    policy: u32,
+    heartbeat_loss_ns: u64,
+}
+
 #[inline(always)]
 fn verdict(cookie: u64, ends: &Ends) -> InboundVerdict {
     let Some(settings) = WAYLAY_SETTINGS.get(0) else {
         return InboundVerdict::Pass(Counter::InboundPassedUnconfigured);
     };
     let policy = hook::netns_entry(cookie).inbound;
-    let wildcard = Endpoint::new(ends.local.ip().wildcard(), ends.local.port());
-    decide_inbound(&InboundFacts {
-        enrolled: policy != 0,
-        own_flow: WAYLAY_FLOWS.get_ptr(FlowKey::new(cookie, ends.client, ends.local)).is_some(),
-        redirecting: hook::switch(Switch::Redirecting) != 0,
-        local: ends.local,
-        exempt: is_exempt(cookie, ends.local) || is_exempt(cookie, wildcard),
-        rules: hook::rules(ends.client.ip(), policy, cookie, |entry| entry.inbound),
-        heartbeat_age_ns: hook::now_ns().saturating_sub(hook::switch(Switch::Heartbeat)),
-        heartbeat_loss_ns: settings.heartbeat_loss_ns,
-    })
+    decide_inbound(&Arrival { cookie, ends, policy, heartbeat_loss_ns: settings.heartbeat_loss_ns })
 }
 
-#[inline(always)]
-fn is_exempt(cookie: u64, address: Endpoint) -> bool {
-    WAYLAY_EXEMPT.get_ptr(ExemptKey::new(cookie, address)).is_some()
+impl InboundFacts for Arrival<'_> {
+    #[inline(always)]
+    fn is_enrolled(&self) -> bool {
+        self.policy != 0
+    }
+
+    #[inline(always)]
+    fn is_own_flow(&self) -> bool {
+        WAYLAY_FLOWS.get_ptr(FlowKey::new(self.cookie, self.ends.client, self.ends.local)).is_some()
+    }
+
+    #[inline(always)]
+    fn is_redirecting(&self) -> bool {
+        hook::switch(Switch::Redirecting) != 0
+    }
+
+    #[inline(always)]
+    fn local(&self) -> Endpoint {
+        self.ends.local
+    }
+
+    #[inline(always)]
+    fn is_exempt(&self) -> bool {
+        let local = self.ends.local;
+        let wildcard = Endpoint::new(local.ip().wildcard(), local.port());
+        [local, wildcard].iter().any(|&address| WAYLAY_EXEMPT.get_ptr(ExemptKey::new(self.cookie, address)).is_some())
+    }
+
+    #[inline(always)]
+    fn is_agent_lost(&self) -> bool {
+        hook::now_ns().saturating_sub(hook::switch(Switch::Heartbeat)) > self.heartbeat_loss_ns
+    }
+
+    #[inline(always)]
+    fn rules(&self) -> Option<&PortRules> {
+        hook::rules(self.ends.client.ip(), self.policy, self.cookie, |entry| entry.inbound)
+    }
 }
 
 /// Names the exit. The kernel spreads connections over all sockets of the listener's `SO_REUSEPORT` group.
