@@ -5,6 +5,7 @@
 mod connections;
 mod inbound;
 mod life;
+mod loss;
 mod neighbours;
 mod places;
 mod pod;

@@ -5,7 +5,10 @@ use std::{
     io::{Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     process::Command,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Once,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -38,6 +41,8 @@ pub struct Pod {
 impl Pod {
     pub fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
+        static SWEEP: Once = Once::new();
+        SWEEP.call_once(sweep);
         let name = format!("wlk-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let made = Names(name.clone());
         for suffix in ["p", "c"] {
@@ -54,6 +59,13 @@ impl Pod {
         for suffix in ["p", "c"] {
             ip(&format!("-n {name}{suffix} link set e0 up"));
         }
+        let pod = Self::existing(&name);
+        std::mem::forget(made);
+        pod
+    }
+
+    /// One that was made already, with listening sockets of this process.
+    pub fn existing(name: &str) -> Self {
         let pod_path = path(&format!("{name}p"));
         let netns = tokio::runtime::Builder::new_current_thread()
             .build()
@@ -62,8 +74,11 @@ impl Pod {
             .unwrap();
         let listen = |address: &str| enter(&pod_path, || TcpListener::bind(address).unwrap());
         let (agent_v4, agent_v6) = (listen("127.0.0.1:0"), listen("[::1]:0"));
-        std::mem::forget(made);
-        Self { name, netns, agent_v4, agent_v6 }
+        Self { name: name.to_owned(), netns, agent_v4, agent_v6 }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Where its namespace is bound.
@@ -140,6 +155,17 @@ impl Drop for Names {
     fn drop(&mut self) {
         for suffix in ["p", "c"] {
             let _ = Command::new("ip").args(["netns", "del", &format!("{}{suffix}", self.0)]).output();
+        }
+    }
+}
+
+/// Takes away the namespaces of test processes that were killed: those could not do it themselves.
+fn sweep() {
+    for entry in std::fs::read_dir("/run/netns").into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let maker = name.strip_prefix("wlk-").and_then(|rest| rest.split_once('-')).map(|(pid, _)| pid.to_owned());
+        if maker.is_some_and(|pid| !std::path::Path::new("/proc").join(pid).exists()) {
+            let _ = Command::new("ip").args(["netns", "del", &name]).output();
         }
     }
 }
