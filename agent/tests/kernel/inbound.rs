@@ -1,7 +1,10 @@
 //! What arrives in a network namespace: taken by the policy, given to the agent, and let through to the application when it
 //! is the agent that connects.
 
-use std::{net::TcpStream, time::Duration};
+use std::{
+    net::{SocketAddr, TcpListener, TcpStream},
+    time::Duration,
+};
 
 use socket2::{Domain, Socket, Type};
 use waylay::{
@@ -225,4 +228,55 @@ fn policies_change_in_place_and_are_kept_once_however_many_namespaces_hold_them(
 
 fn redirected(interception: &Interception) -> u64 {
     counter(interception, Counter::InboundRedirectedV4) + counter(interception, Counter::InboundRedirectedV6)
+}
+
+#[test]
+fn one_socket_in_the_map_stands_for_all_workers_that_share_its_port() {
+    let (world, mut pod) = (World::new(), Pod::new());
+    let mut interception = world.attach(|options| options.host = false);
+    let worker = |address: SocketAddr| -> TcpListener {
+        pod.inside(|| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            socket.set_reuse_port(true).unwrap();
+            socket.bind(&address.into()).unwrap();
+            socket.listen(64).unwrap();
+            socket.into()
+        })
+    };
+    let first = worker(addr("127.0.0.1:0"));
+    let second = worker(first.local_addr().unwrap());
+    pod.agent_v4 = first;
+    pod.enrol(&mut interception, &Policy::default()).unwrap();
+    let clients: Vec<_> = (0..40).map(|_| pod.dial(CLIENT_V4, "10.77.0.2:8080").unwrap()).collect();
+    let waiting = |listener: &TcpListener| {
+        listener.set_nonblocking(true).unwrap();
+        std::iter::from_fn(|| listener.accept().ok()).count()
+    };
+    // All have been accepted by the kernel when their connects return, but for the last steps of a handshake.
+    let (mut of_first, mut of_second) = (0, 0);
+    wait_until(|| {
+        of_first += waiting(&pod.agent_v4);
+        of_second += waiting(&second);
+        of_first + of_second == clients.len()
+    });
+    assert!(of_first > 0 && of_second > 0, "{of_first} and {of_second}");
+}
+
+#[test]
+fn connections_that_are_made_by_syn_cookies_find_their_way_too() {
+    let (world, pod) = (World::new(), Pod::new());
+    // 2: always, as if the queue were full. The kernel then looks for the listening socket once more at the last ACK.
+    pod.inside(|| std::fs::write("/proc/sys/net/ipv4/tcp_syncookies", "2").unwrap());
+    let mut interception = world.attach(|options| options.host = false);
+    let application = pod.serve("0.0.0.0:8080");
+    pod.enrol(&mut interception, &Policy::default()).unwrap();
+    let client = pod.dial(CLIENT_V4, "10.77.0.2:8080").unwrap();
+    let accepted = accept_from(&pod.agent_v4);
+    assert_eq!(accepted.local_addr().unwrap(), addr("10.77.0.2:8080"));
+    speak(&client, &accepted);
+    assert_eq!(redirected(&interception), 2);
+    let ours = pod.reach(&interception, "10.77.0.2:8080").unwrap();
+    speak(&ours, &accept_from(&application));
+    assert_eq!(counter(&interception, Counter::InboundPassedOwnFlow), 2);
+    assert_eq!(redirected(&interception), 2);
 }
