@@ -49,7 +49,6 @@ pub struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "there is one, for as long as the process lives")]
 enum Verb {
     Run(run::Args),
     Exec(exec::Args),
