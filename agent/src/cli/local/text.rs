@@ -22,7 +22,7 @@ pub struct Additions {
 pub fn additions(rows: &[LocalRow]) -> Additions {
     let mut added = Additions::default();
     for row in rows {
-        added.listener("", row.from(), row.to());
+        added.listeners("", row.from(), row.to());
     }
     added.destinations(rows.iter().map(LocalRow::to));
     added
@@ -38,13 +38,13 @@ pub fn configuration(intercepted: &Intercepted) -> String {
     // Without rows everything is taken, to be seen: then all of it is looked into.
     bound(&mut added.listeners, "virtualOutbound", 15001, is_watching(intercepted));
     for row in &intercepted.local {
-        added.listener("", row.from(), row.to());
+        added.listeners("", row.from(), row.to());
     }
     if !intercepted.inbound.is_empty() {
         bound(&mut added.listeners, "virtualInbound", 15006, false);
     }
     for row in &intercepted.inbound {
-        added.listener("inbound_", Taken::Port(row.port()), row.to());
+        added.listeners("inbound_", Taken::Port(row.port()), row.to());
     }
     let to = intercepted.local.iter().map(LocalRow::to);
     added.destinations(to.chain(intercepted.inbound.iter().map(super::InboundRow::to)));
@@ -140,12 +140,20 @@ fn table(text: &mut String, destination: &str) {
 }
 
 impl Additions {
-    fn listener(&mut self, prefix: &str, from: Taken, to: SocketAddr) {
-        let address = match from {
-            Taken::Port(port) => SocketAddr::from(([0, 0, 0, 0], port)),
-            Taken::Address(address) => address,
-        };
-        let name = format!("{prefix}{}_{}", address.ip(), address.port());
+    /// A wildcard address stands for those of its own family only.
+    fn listeners(&mut self, prefix: &str, from: Taken, to: SocketAddr) {
+        match from {
+            Taken::Port(port) => {
+                self.listener(prefix, SocketAddr::from(([0, 0, 0, 0], port)), to);
+                self.listener(prefix, SocketAddr::from(([0_u16; 8], port)), to);
+            }
+            Taken::Address(address) => self.listener(prefix, address, to),
+        }
+    }
+
+    fn listener(&mut self, prefix: &str, address: SocketAddr, to: SocketAddr) {
+        let ip = if address.is_ipv4() { address.ip().to_string() } else { format!("[{}]", address.ip()) };
+        let name = format!("{prefix}{ip}_{}", address.port());
         let _ = write!(
             self.listeners,
             "  - name: \"{name}\"\n    address: \"{address}\"\n    bind_to_port: false              # found by original destination\n"
@@ -198,7 +206,7 @@ mod tests {
                 (Some("2001:db8::1/128".to_owned()), &any(443))
             ]
         );
-        assert_eq!(snapshot.listeners.iter().count(), 4);
+        assert_eq!(snapshot.listeners.iter().count(), 5);
         assert_eq!(snapshot.clusters.len(), 3);
         assert!(intercept.processes.is_empty());
     }
@@ -221,6 +229,6 @@ mod tests {
         let intercept = snapshot.intercept.expect("inbound");
         assert_eq!(intercept.outbound.exclude.len(), 2);
         assert_eq!(intercept.inbound.expect("inbound").policy.include.len(), 1);
-        assert_eq!(snapshot.listeners.iter().count(), 3);
+        assert_eq!(snapshot.listeners.iter().count(), 4);
     }
 }
