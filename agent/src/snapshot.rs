@@ -178,6 +178,8 @@ pub enum AccessLogFormat {
     /// Envoy's default line.
     #[default]
     Text,
+    /// A short line for each request, and for each connection that carried none.
+    Brief,
     /// One JSON object a line.
     Json,
 }

@@ -2,6 +2,7 @@
 //!
 //! The data path writes, the admin interface and the access log read. Nothing here decides anything.
 
+pub mod brief;
 pub mod escape;
 pub mod export;
 pub mod flags;

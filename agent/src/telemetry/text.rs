@@ -138,7 +138,7 @@ impl Tail<'_> {
 }
 
 /// One of the three words of the request line: a space in it would make it look like two.
-fn word(text: &str) -> String {
+pub(super) fn word(text: &str) -> String {
     if text.is_empty() { "-".to_owned() } else { Quoted(text).to_string().replace(' ', "\\u0020") }
 }
 

@@ -16,7 +16,7 @@ use crate::snapshot::{AccessLog, AccessLogFormat};
 
 use super::record::Record;
 use super::stats::Registry;
-use super::{json, text};
+use super::{brief, json, text};
 
 /// Records that wait for one sink: at most about 8 MiB.
 pub const QUEUE_RECORDS: usize = 8192;
@@ -176,11 +176,16 @@ impl WriterThread {
     }
 
     fn format(&mut self, record: &Record) {
+        let before = self.buffer.len();
         match self.log.format {
+            AccessLogFormat::Brief => brief::write_line(&mut self.buffer, record),
             AccessLogFormat::Text => text::write_line(&mut self.buffer, record),
             AccessLogFormat::Json => json::write_line(&mut self.buffer, record),
         }
-        self.buffered += 1;
+        // Not every record has a line of its own.
+        if self.buffer.len() > before {
+            self.buffered += 1;
+        }
     }
 
     fn write_out(&mut self) {

@@ -32,7 +32,7 @@ pub fn additions(rows: &[LocalRow]) -> Additions {
 pub fn configuration(intercepted: &Intercepted) -> String {
     let mut text = intercept(intercepted);
     text.push_str(
-        "admin: {prometheus: null, readiness: null}\naccess_log:\n  - {path: /dev/stdout, format: text}\nlisteners:\n",
+        "admin: {prometheus: null, readiness: null}\naccess_log:\n  - {path: /dev/stdout, format: brief}\nlisteners:\n",
     );
     let mut added = Additions::default();
     // Without rows everything is taken, to be seen: then all of it is looked into.

@@ -62,9 +62,9 @@ record! {
     pub struct AccessLog("access log", "extensions.access_loggers.file.v3.FileAccessLog") {
         /// `/dev/stdout`, `/dev/stderr` or a file that is appended to.
         path: String, required;
-        /// Envoy's default line, or one JSON object a line.
+        /// Envoy's default line and what it has no place for, a short line for people, or one JSON object a line.
         format: AccessLogFormat, default(AccessLogFormat::Text), envoy("log_format");
     }
 }
 
-choice!(AccessLogFormat { Text = "text", Json = "json" });
+choice!(AccessLogFormat { Text = "text", Brief = "brief", Json = "json" });
