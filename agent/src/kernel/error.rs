@@ -54,7 +54,7 @@ pub enum KernelError {
     NoInboundListener(u64),
     #[error("the interception policy cannot be put into the kernel")]
     Policy(#[from] PolicyError),
-    #[error("intercept.processes: {0}")]
+    #[error(transparent)]
     Processes(#[from] ProcessError),
     #[error("the kernel refused the programs of this build")]
     Load(#[source] Box<EbpfError>),

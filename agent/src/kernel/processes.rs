@@ -37,7 +37,7 @@ const SEARCH_BEATS: u32 = 4;
 /// Why a row of `intercept.processes` names nobody.
 #[derive(Debug, Error)]
 pub enum ProcessError {
-    #[error("{found} rows, at most {PROCESS_ROWS} are possible")]
+    #[error("intercept.processes has {found} rows, at most {PROCESS_ROWS} are possible")]
     TooMany { found: usize },
     #[error("there is no process with pid {pid}")]
     NoProcess { pid: u32 },
@@ -52,7 +52,7 @@ pub enum ProcessError {
         #[source]
         source: std::io::Error,
     },
-    #[error("a row has one cgroup: take `unit` or `cgroup` away")]
+    #[error("a row of intercept.processes has one cgroup: take `unit` or `cgroup` away")]
     TwoCgroups,
     #[error(transparent)]
     Unit(#[from] unit::UnitError),

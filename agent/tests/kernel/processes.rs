@@ -211,7 +211,7 @@ fn rows_that_name_nobody_are_explained_and_change_nothing() {
         (vec![ProcessRule { unit: Some("getty@".into()), ..rule() }], "is a template"),
         (vec![ProcessRule { unit: Some("no-such-unit".into()), ..rule() }], "systemd does not run here"),
         (vec![ProcessRule { cgroup: Some("/no/such".into()), ..rule() }], "no/such"),
-        (vec![ProcessRule { unit: Some("a".into()), cgroup: Some("/".into()), ..rule() }], "a row has one cgroup"),
+        (vec![ProcessRule { unit: Some("a".into()), cgroup: Some("/".into()), ..rule() }], "has one cgroup"),
         (vec![rule(); 17], "17 rows, at most 16 are possible"),
     ] {
         // On a machine with systemd a unit may start later: that is no error there.
