@@ -124,16 +124,20 @@ impl Clock {
 
 fn decision(event: &DecisionEvent, clock: &Clock, workloads: &Workloads) -> Decision {
     let process = (event.direction == TrafficDirection::Outbound).then_some(&event.process);
+    let pod = workloads.of_netns(event.process.netns_cookie);
+    // What goes out of a pod comes from that pod.
+    let source_pod = event.source.map_or(pod, |source| workloads.at(source.ip()));
     Decision {
         time: timestamp(clock.time_of_day(Duration::from_nanos(event.time_ns))),
         direction: event.direction.name(),
         netns_cookie: event.process.netns_cookie,
-        pod: workloads.of_netns(event.process.netns_cookie).map(ToString::to_string),
         pid: process.map(|process| process.pid),
         comm: process.map(|process| process.comm.clone()),
         uid: process.map(|process| process.uid),
         cgroup_id: process.map(|process| process.cgroup_id),
+        pod: pod.map(ToString::to_string),
         source: event.source,
+        source_pod: source_pod.map(ToString::to_string),
         destination: event.destination,
         verdict: match event.verdict {
             Verdict::Redirected => "redirected",

@@ -90,9 +90,11 @@ fn human(event: &Value) -> String {
     match event["kind"].as_str() {
         Some("decision") if event["direction"] == "inbound" => {
             format!(
-                "{} {} arrives at {} {}: {}",
+                "{} {}{} arrives at {}{} {}: {}",
                 text("time"),
+                named("source_pod"),
                 text("source"),
+                named("pod"),
                 text("destination"),
                 text("verdict"),
                 text("reason")
@@ -151,6 +153,12 @@ mod tests {
                 json!({"kind": "decision", "time": "T", "direction": "inbound", "source": "10.0.0.9:5", "pid": null,
                        "destination": "10.0.0.1:80", "verdict": "redirected", "reason": "inbound_redirected_v4"}),
                 "T 10.0.0.9:5 arrives at 10.0.0.1:80 redirected: inbound_redirected_v4",
+            ),
+            (
+                json!({"kind": "decision", "time": "T", "direction": "inbound", "source": "10.42.0.5:4", "pid": null,
+                       "pod": "shop/api-1", "source_pod": "shop/web-1", "destination": "10.42.0.9:80",
+                       "verdict": "redirected", "reason": "inbound_redirected_v4"}),
+                "T shop/web-1 10.42.0.5:4 arrives at shop/api-1 10.42.0.9:80 redirected: inbound_redirected_v4",
             ),
             (
                 json!({"kind": "request", "start_time": "T", "pid": 1, "comm": "a\nb", "method": "GET", "path": "/",

@@ -40,10 +40,12 @@ pub struct Decision {
     pub uid: Option<u32>,
     /// Its cgroup.
     pub cgroup_id: Option<u64>,
-    /// Whose network namespace that is, `namespace/name`, when it is enrolled.
+    /// In whose network namespace, `namespace/name`, when it is enrolled.
     pub pod: Option<String>,
     /// Where a connection that arrives comes from.
     pub source: Option<std::net::SocketAddr>,
+    /// Which pod that is, when it is one of this node.
+    pub source_pod: Option<String>,
     /// Where it wanted to go.
     pub destination: std::net::SocketAddr,
     /// `redirected`, `passed` or `refused`.
@@ -181,7 +183,7 @@ impl Trace {
         let subscribers = self.0.subscribers.load();
         let admitted = |filter: &TraceFilter| {
             filter.admits(decision.pid, decision.comm.as_deref(), Some(decision.destination))
-                && filter.admits_pod(decision.pod.iter().cloned())
+                && filter.admits_pod(decision.pod.iter().chain(&decision.source_pod).cloned())
         };
         send(&subscribers, admitted, || line(&TaggedDecision { kind: "decision", decision }));
     }
