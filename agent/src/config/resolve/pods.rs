@@ -4,8 +4,8 @@ use super::{Resolver, intercept};
 use crate::config::diagnostic::Path;
 use crate::config::raw::pods as raw;
 use crate::snapshot::{PodPolicy, Pods};
-use crate::workload::runtime::AddressError;
-use crate::workload::{RuntimeAddress, Selector, WorkloadMatch};
+use crate::workload::runtime::RuntimeAddress;
+use crate::workload::{Selector, WorkloadMatch};
 
 /// Resolves `intercept.pods`.
 pub fn pods(resolver: &mut Resolver<'_>, raw: &raw::Pods, path: &Path<'_>) -> Option<Pods> {
@@ -25,7 +25,7 @@ pub fn pods(resolver: &mut Resolver<'_>, raw: &raw::Pods, path: &Path<'_>) -> Op
 }
 
 fn runtime(resolver: &mut Resolver<'_>, text: &str, path: &Path<'_>) -> Option<RuntimeAddress> {
-    text.parse().map_err(|error: AddressError| resolver.error(path, error.to_string())).ok()
+    resolver.check(path, text.parse::<RuntimeAddress>())
 }
 
 fn selector(resolver: &mut Resolver<'_>, raw: &raw::Selector, path: &Path<'_>) -> Option<Selector> {

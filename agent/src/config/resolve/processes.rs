@@ -8,7 +8,7 @@ use crate::config::raw::intercept::ProcessRule as Raw;
 use crate::snapshot::ProcessRule;
 
 /// Rows, at most: the hooks go through all of them for every connect(2).
-const MAX_PROCESS_RULES: usize = 16;
+const MAX_PROCESS_RULES: usize = waylay_common::processes::PROCESS_ROWS;
 
 /// Bytes of a process's name: the kernel keeps 16, the last one is zero.
 const MAX_COMM_BYTES: usize = 15;

@@ -194,14 +194,15 @@ fn a_process_rule_names_processes() {
 
 #[test]
 fn pods_are_found_and_chosen_by_what_they_have() {
-    let runtime = "expected the socket of a runtime such as cri:///run/containerd/containerd.sock (containerd, CRI-O) or docker:///run/docker.sock (docker, podman), found";
-    for (runtimes, found) in
-        [("/run/x.sock", "/run/x.sock"), ("unix:///run/x.sock", "unix:///run/x.sock"), ("cri://run/x", "cri://run/x")]
-    {
+    for (address, expected) in [
+        ("/run/docker.sock", "\"/run/docker.sock\" does not say what is spoken there: write docker:///run/docker.sock"),
+        ("podman:///run/x.sock", "podman speaks docker's protocol: write docker:///run/x.sock"),
+        ("cri://run/x", "\"cri://run/x\" has no absolute path: write cri:///run/x, with three slashes"),
+    ] {
         refused(
-            &format!("{{pods: {{runtimes: [\"{runtimes}\"]}}}}"),
+            &format!("{{pods: {{runtimes: [\"{address}\"]}}}}"),
             "",
-            &[&format!("1:31: intercept.pods.runtimes[0]: {runtime} `{found}`")],
+            &[&format!("1:31: intercept.pods.runtimes[0]: {expected}")],
         );
     }
     refused("{pods: {poll_interval: 0s}}", "", &["1:35: intercept.pods.poll_interval: must be longer than 0s"]);

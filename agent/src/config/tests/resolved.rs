@@ -124,7 +124,10 @@ fn pods_resolve() {
     assert!(!selected(&pod(&[("waylay.io/inject", "false")], &[])));
     let text = "{pods: {runtimes: [\"cri:///run/c.sock\"], poll_interval: 1m, select: [{namespaces: [shop], labels: {app: 1.10}}], policies: [{source_pod: {namespace: shop, name: \"web-*\", labels: {a: b}}, outbound: {include: [{ports: [5432]}]}}]}}";
     let some = intercepted(text).pods.expect("pods");
-    assert_eq!((some.runtimes.len(), some.poll_interval), (1, Duration::from_secs(60)));
+    assert_eq!(
+        (some.runtimes[0].to_string().as_str(), some.poll_interval),
+        ("cri:///run/c.sock", Duration::from_secs(60))
+    );
     assert!(some.select[0].selects(&pod(&[("app", "1.10")], &[])));
     let row = &some.policies[0];
     assert_eq!(row.source_pod.to_string(), "pod shop/web-* with a=b");
