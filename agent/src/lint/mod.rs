@@ -4,6 +4,7 @@
 //! proven with the data path's own matching code: there are no false ones.
 
 mod chains;
+mod health;
 mod reachable;
 mod shadow;
 #[cfg(test)]
@@ -52,6 +53,8 @@ pub enum Kind {
     UnusedRouteConfig,
     /// Nothing names the cluster.
     UnusedCluster,
+    /// Health checks ask loopback in another network namespace than the one that connections go to.
+    HealthCheckElsewhere,
 }
 
 /// How much a [`Finding`] matters.
@@ -72,7 +75,8 @@ impl Kind {
             | Self::UnreachableVirtualHost
             | Self::UnreachableFilterChain
             | Self::FilterChainTrap
-            | Self::UnreachableListener => Severity::Warning,
+            | Self::UnreachableListener
+            | Self::HealthCheckElsewhere => Severity::Warning,
             Self::FilterChainDefault | Self::UnusedRouteConfig | Self::UnusedCluster => Severity::Info,
         }
     }
@@ -86,6 +90,7 @@ pub fn lint(snapshot: &Snapshot) -> Vec<Finding> {
     }
     findings.extend(unused::route_configs(snapshot));
     findings.extend(unused::clusters(snapshot));
+    findings.extend(health::findings(snapshot));
     findings
 }
 

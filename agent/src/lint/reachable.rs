@@ -45,8 +45,9 @@ impl<'a> Sight<'a> {
         let (tls_inspector, http_inspector) = (has(ListenerFilter::TlsInspector), has(ListenerFilter::HttpInspector));
         let everything =
             Self { listeners, listener, port: None, address: None, v4: true, v6: true, tls_inspector, http_inspector };
-        // What no other listener takes stays at the one that accepted it, whatever its destination.
-        if listener.hand_off == HandOff::ByOriginalDst && matches!(listener.binding, Binding::Socket { .. }) {
+        // What no other listener takes stays at the one that accepted it, whatever its destination: also where none is
+        // asked, at the inbound one without `use_original_dst`.
+        if listener.receives() {
             return everything;
         }
         let ip = listener.address.ip();
@@ -64,13 +65,20 @@ impl<'a> Sight<'a> {
     /// Whether no other listener takes every connection to `destination`.
     pub(super) fn may_arrive(&self, destination: OrigDstAddr) -> bool {
         // Connections from outside, which nobody redirected, arrive at a socket whatever other listeners there are.
-        let direct = self.listener.hand_off == HandOff::Stay && self.listener.binding != Binding::Virtual;
-        direct || self.arrives(destination)
+        self.keeps_all() || self.arrives(destination)
+    }
+
+    /// Whether it has a socket and hands nothing on.
+    fn keeps_all(&self) -> bool {
+        self.listener.hand_off == HandOff::Stay && self.listener.binding != Binding::Virtual
     }
 
     /// Whether a connection to `destination` arrives here and nowhere else.
     pub(super) fn arrives(&self, destination: OrigDstAddr) -> bool {
-        match self.listeners.find(TrafficDirection::Outbound, destination) {
+        if self.listener.direction == TrafficDirection::Inbound && self.keeps_all() {
+            return true;
+        }
+        match self.listeners.find(self.listener.direction, destination) {
             Some((found, _)) => found.name == self.listener.name,
             None => self.listener.binding != Binding::Virtual,
         }

@@ -199,3 +199,70 @@ fn the_examples_raise_no_warning_but_the_one_that_shows_a_shadow() {
         assert!(warnings == 0 || shows_a_shadow, "{}: {found:#?}", path.display());
     }
 }
+
+/// The findings about a configuration for pods with these listeners besides the one for what goes out.
+fn of_pods(intercept: &str, listeners: &str, checks: &str) -> Vec<Finding> {
+    findings(&format!(
+        "intercept: {intercept}
+listeners:
+  - {{name: out, address: 127.0.0.1:15001, use_original_dst: true, default_filter_chain: {{tcp_proxy: {{cluster: c}}}}}}
+{listeners}
+clusters: [{{name: c, type: original_dst}}, {{name: app, endpoints: [127.0.0.1:8080]{checks}}}]"
+    ))
+}
+
+const TO_THE_APP: &str = "{tcp_proxy: {cluster: app}}";
+const BOTH: &str = "{pods: {}, inbound: {}}";
+
+#[test]
+fn virtual_listeners_are_reached_by_those_of_their_direction_alone() {
+    let inbound = |use_original_dst| {
+        format!(
+            "  - {{name: in, address: 127.0.0.1:15006, traffic_direction: inbound, use_original_dst: {use_original_dst}, default_filter_chain: {TO_THE_APP}}}
+  - {{name: in-80, address: 0.0.0.0:80, bind_to_port: false, traffic_direction: inbound, default_filter_chain: {TO_THE_APP}}}
+  - {{name: out-80, address: 0.0.0.0:80, bind_to_port: false, default_filter_chain: {TO_THE_APP}}}"
+        )
+    };
+    let found = of_pods(BOTH, &inbound(false), "");
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert_eq!((found[0].path.as_str(), found[0].kind), ("listeners[2]", Kind::UnreachableListener));
+    assert!(found[0].message.contains("no bound listener with traffic_direction inbound has"), "{}", found[0].message);
+    assert_eq!(of_pods(BOTH, &inbound(true), ""), []);
+}
+
+#[test]
+fn chains_of_the_inbound_listener_see_every_destination() {
+    let listener = |use_original_dst, port: u16| {
+        format!(
+            "  - name: in
+    address: 127.0.0.1:15006
+    traffic_direction: inbound
+    use_original_dst: {use_original_dst}
+    filter_chains: [{{match: {{destination_port: {port}}}, tcp_proxy: {{cluster: app}}}}]
+    default_filter_chain: {TO_THE_APP}
+  - {{name: in-80, address: 0.0.0.0:80, bind_to_port: false, traffic_direction: {}, default_filter_chain: {TO_THE_APP}}}",
+            if use_original_dst { "inbound" } else { "outbound" }
+        )
+    };
+    assert_eq!(
+        of_pods(BOTH, &listener(false, 80), ""),
+        [],
+        "what another listener has of the other direction is no matter"
+    );
+    assert_eq!(of_pods(BOTH, &listener(true, 8080), ""), []);
+}
+
+#[test]
+fn health_checks_of_loopback_are_not_those_of_pods() {
+    let inbound = format!(
+        "  - {{name: in, address: 127.0.0.1:15006, traffic_direction: inbound, default_filter_chain: {TO_THE_APP}}}"
+    );
+    let checks = ", health_checks: [{tcp: {}}]";
+    let found = of_pods(BOTH, &inbound, checks);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert_eq!((found[0].path.as_str(), found[0].kind), ("clusters[\"app\"]", Kind::HealthCheckElsewhere));
+    assert_eq!(of_pods(BOTH, &inbound, ""), []);
+    assert_eq!(of_pods("{host: true, pods: {}, inbound: {include: [{ports: [80]}]}}", &inbound, checks), []);
+    let direct = format!("{inbound}\n  - {{name: direct, address: 127.0.0.1:80, default_filter_chain: {TO_THE_APP}}}");
+    assert_eq!(of_pods(BOTH, &direct, checks), [], "the agent's own namespace is right for this listener");
+}

@@ -1,29 +1,37 @@
 //! What nothing leads to: virtual listeners, virtual hosts, route configurations, clusters.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::{Finding, Kind};
 use crate::cluster::ClusterSpecifier;
 use crate::http::route::{Action, RouteConfig, VirtualHost};
 use crate::listener::chain::FilterChain;
 use crate::listener::dispatch::Listeners;
-use crate::listener::{Binding, HandOff, NetworkFilter};
+use crate::listener::{Binding, HandOff, Listener, NetworkFilter, TrafficDirection};
 use crate::snapshot::Snapshot;
 
 /// Virtual listeners that no bound listener hands connections to.
 pub(super) fn listeners(listeners: &Listeners) -> Vec<Finding> {
-    let hands_off = |binding, hand_off| matches!((binding, hand_off), (Binding::Socket { .. }, HandOff::ByOriginalDst));
-    if listeners.iter().any(|listener| hands_off(listener.binding, listener.hand_off)) {
-        return Vec::new();
-    }
-    let alone = listeners.iter().enumerate().filter(|(_, listener)| listener.binding == Binding::Virtual);
-    let finding = |(index, listener): (usize, &std::sync::Arc<crate::listener::Listener>)| Finding {
+    let handed = |direction| {
+        let hands_off = |listener: &Arc<Listener>| listener.receives() && listener.hand_off == HandOff::ByOriginalDst;
+        listeners.iter().any(|listener| listener.direction == direction && hands_off(listener))
+    };
+    let alone = listeners
+        .iter()
+        .enumerate()
+        .filter(|(_, listener)| listener.binding == Binding::Virtual && !handed(listener.direction));
+    let finding = |(index, listener): (usize, &Arc<Listener>)| Finding {
         path: format!("listeners[{index}]"),
         other: None,
         message: format!(
-            "nothing reaches listener '{}': it has no socket (bind_to_port: false), and no bound listener has \
+            "nothing reaches listener '{}': it has no socket (bind_to_port: false), and no bound listener{} has \
              use_original_dst to hand connections to it",
-            listener.name
+            listener.name,
+            match listener.direction {
+                TrafficDirection::Outbound => "",
+                TrafficDirection::Inbound => " with traffic_direction inbound",
+            }
         ),
         kind: Kind::UnreachableListener,
     };
