@@ -34,7 +34,7 @@ route_configs:
         domains: ["*"]
         routes:
           - {match: {prefix: /a, methods: [GET, POST]}, route: {cluster: origin, prefix_rewrite: /b}}
-          - {match: {prefix: /}, redirect: {host_redirect: new.example, response_code: 308}}
+          - {match: {prefix: /, source_pod: {name: web-1}}, redirect: {host_redirect: new.example, response_code: 308}}
 clusters:
   - {name: origin, type: static, endpoints: [127.0.0.1:9001]}
 "#;
@@ -199,6 +199,7 @@ fn the_dump_is_envoys() {
     };
     let listener = &section("ListenersConfigDump")["static_listeners"][0]["listener"];
     assert_eq!(listener["@type"], "type.googleapis.com/envoy.config.listener.v3.Listener");
+    assert_eq!(listener["traffic_direction"], "OUTBOUND");
     assert_eq!(listener["filter_chains"][0]["filter_chain_match"]["application_protocols"][0], "http/1.1");
     let manager = &listener["filter_chains"][0]["filters"][0];
     assert_eq!(manager["name"], "envoy.filters.network.http_connection_manager");
@@ -208,6 +209,7 @@ fn the_dump_is_envoys() {
     assert_eq!(rows[0]["match"]["headers"][0]["string_match"]["safe_regex"]["regex"], "GET|POST");
     assert_eq!(rows[0]["route"]["prefix_rewrite"], "/b");
     assert_eq!(rows[1]["redirect"]["response_code"], "PERMANENT_REDIRECT");
+    assert_eq!(rows[1]["metadata"]["filter_metadata"]["waylay"]["source_pod"]["name"], "web-1");
     let cluster = &section("ClustersConfigDump")["static_clusters"][0]["cluster"];
     assert_eq!((&cluster["name"], &cluster["type"]), (&"origin".into(), &"STATIC".into()));
     let endpoint = &section("EndpointsConfigDump")["static_endpoint_configs"][0]["endpoint_config"];

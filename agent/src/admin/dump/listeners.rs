@@ -25,6 +25,7 @@ fn listener(listener: &Listener, source: &str) -> Value {
         .with("@type", any("config.listener.v3.Listener"))
         .with("name", &*listener.name)
         .with("address", socket_address(listener.address))
+        .with("traffic_direction", listener.direction.name().to_ascii_uppercase())
         .list("filter_chains", chains)
         .maybe("default_filter_chain", default)
         .list("listener_filters", filters)

@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 use super::query::Query;
 use super::reply::{self, Reply};
 use super::{State, info};
-use crate::kernel::{OnAgentLoss, Rule};
-use crate::snapshot::{Intercept, Snapshot};
+use crate::kernel::{OnAgentLoss, Policy, Rule};
+use crate::snapshot::{Intercept, PodPolicy, Pods, Snapshot};
 use crate::telemetry::text::timestamp;
 
 /// The page.
@@ -100,16 +100,39 @@ fn bootstrap(snapshot: &Snapshot) -> Value {
 }
 
 fn intercept(intercept: &Intercept) -> Value {
-    let rules = |rules: &[Rule]| rules.iter().map(rule).collect::<Vec<_>>();
     json!({
         "cgroup": intercept.cgroup.display().to_string(),
-        "outbound": {"include": rules(&intercept.outbound.include), "exclude": rules(&intercept.outbound.exclude)},
+        "host": intercept.host,
+        "processes": intercept.processes.len(),
+        "outbound": policy(&intercept.outbound),
+        "inbound": intercept.inbound.as_ref().map(|inbound| policy(&inbound.policy)),
+        "pods": intercept.pods.as_ref().map(pods),
         "on_agent_loss": match intercept.on_agent_loss {
             OnAgentLoss::Allow => "allow",
             OnAgentLoss::Refuse => "refuse",
         },
         "handover_entries": intercept.handover_entries,
     })
+}
+
+fn pods(pods: &Pods) -> Value {
+    let row = |row: &PodPolicy| {
+        json!({
+            "source_pod": row.source_pod.to_string(),
+            "outbound": row.outbound.as_ref().map(policy),
+            "inbound": row.inbound.as_ref().map(policy),
+        })
+    };
+    json!({
+        "runtimes": pods.runtimes.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "poll_interval": proto::duration(pods.poll_interval),
+        "policies": pods.policies.iter().map(row).collect::<Vec<_>>(),
+    })
+}
+
+fn policy(policy: &Policy) -> Value {
+    let rules = |rules: &[Rule]| rules.iter().map(rule).collect::<Vec<_>>();
+    json!({"include": rules(&policy.include), "exclude": rules(&policy.exclude)})
 }
 
 fn rule(rule: &Rule) -> Value {

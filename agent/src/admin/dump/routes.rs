@@ -11,6 +11,7 @@ use crate::http::route::{
     Route, RouteAction, RouteConfig, RouteMatch, StringMatch, StringMatchKind, VirtualHost,
 };
 use crate::snapshot::Snapshot;
+use crate::workload::WorkloadMatch;
 
 /// All route tables, by name.
 pub fn all(snapshot: &Snapshot) -> Vec<(&str, Value)> {
@@ -46,7 +47,10 @@ fn virtual_host(host: &VirtualHost) -> Value {
 
 /// One row.
 pub fn route(route: &Route) -> Value {
-    let object = Object::new().maybe("name", route.name.as_deref()).with("match", route_match(&route.matches));
+    let object = Object::new()
+        .maybe("name", route.name.as_deref())
+        .with("match", route_match(&route.matches))
+        .maybe("metadata", route.matches.source_pod.as_ref().map(only_from));
     let object = match &route.action {
         Action::Route(action) => object.with("route", route_action(action)),
         Action::Redirect(action) => object.with("redirect", redirect(action)),
@@ -87,6 +91,16 @@ fn route_match(matches: &RouteMatch) -> Value {
                 .map(|numerator| json!({"default_value": {"numerator": numerator, "denominator": "MILLION"}})),
         )
         .done()
+}
+
+/// Envoy has no such condition: its metadata has room for what others know.
+fn only_from(pod: &WorkloadMatch) -> Value {
+    let source_pod = Object::new()
+        .maybe("namespace", pod.namespace.as_deref())
+        .maybe("name", pod.name.as_deref())
+        .maybe("labels", (!pod.labels.is_empty()).then(|| json!(pod.labels)))
+        .done();
+    json!({"filter_metadata": {"waylay": {"source_pod": source_pod}}})
 }
 
 /// Envoy has no field for methods: they are a condition on `:method`.

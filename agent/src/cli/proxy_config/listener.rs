@@ -69,7 +69,9 @@ impl Args {
                 let (address, port) = place();
                 match columns {
                     Columns::Istioctl => table.row([address, port, kind.into()]),
-                    Columns::All => table.row([address, port, kind.into(), name.into(), bound(listener)]),
+                    Columns::All => {
+                        table.row([address, port, kind.into(), name.into(), bound(listener), direction(listener)]);
+                    }
                 }
                 continue;
             }
@@ -81,7 +83,8 @@ impl Args {
                 match columns {
                     Columns::Istioctl => table.row([address, port, matching, destination]),
                     Columns::All => {
-                        table.row([address, port, matching, destination, label, name.into(), bound(listener)]);
+                        let (bound, direction) = (bound(listener), direction(listener));
+                        table.row([address, port, matching, destination, label, name.into(), bound, direction]);
                     }
                 }
             }
@@ -92,9 +95,11 @@ impl Args {
     fn heading(&self, columns: Columns) -> &'static [&'static str] {
         match (self.verbose, columns) {
             (true, Columns::Istioctl) => &["ADDRESSES", "PORT", "MATCH", "DESTINATION"],
-            (true, Columns::All) => &["ADDRESSES", "PORT", "MATCH", "DESTINATION", "CHAIN", "LISTENER", "BOUND"],
+            (true, Columns::All) => {
+                &["ADDRESSES", "PORT", "MATCH", "DESTINATION", "CHAIN", "LISTENER", "BOUND", "DIRECTION"]
+            }
             (false, Columns::Istioctl) => &["ADDRESSES", "PORT", "TYPE"],
-            (false, Columns::All) => &["ADDRESSES", "PORT", "TYPE", "LISTENER", "BOUND"],
+            (false, Columns::All) => &["ADDRESSES", "PORT", "TYPE", "LISTENER", "BOUND", "DIRECTION"],
         }
     }
 }
@@ -119,6 +124,14 @@ fn port(listener: &Value) -> u64 {
 fn bound(listener: &Value) -> String {
     let bound = listener.get("bind_to_port").and_then(Value::as_bool).unwrap_or(true);
     if bound { "yes" } else { "no" }.to_owned()
+}
+
+/// Envoy's word; it dumps none for a listener that was not told.
+fn direction(listener: &Value) -> String {
+    match text(listener, "/traffic_direction") {
+        "" => "-".to_owned(),
+        direction => direction.to_ascii_lowercase(),
+    }
 }
 
 /// The chains with their labels, the default one last.

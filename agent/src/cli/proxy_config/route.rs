@@ -80,12 +80,8 @@ fn add_host(table: &mut Table, config: &str, host: &Value, columns: Columns, hit
         }
         let first = [config.to_owned(), name.to_owned(), domains.clone(), path(&row["match"]), istio_resource(row)];
         let count = hits.get(&(config.to_owned(), name.to_owned(), index));
-        let more = [
-            index.to_string(),
-            conditions(&row["match"]),
-            action(row),
-            count.map_or_else(|| "-".to_owned(), u64::to_string),
-        ];
+        let more =
+            [index.to_string(), conditions(row), action(row), count.map_or_else(|| "-".to_owned(), u64::to_string)];
         add(table, first, more, columns);
     }
 }
@@ -148,7 +144,8 @@ pub fn path(matching: &Value) -> String {
 }
 
 /// All other conditions, which istioctl does not show.
-fn conditions(matching: &Value) -> String {
+fn conditions(row: &Value) -> String {
+    let matching = &row["match"];
     let mut all: Vec<_> = list(matching, "/headers").iter().map(header).collect();
     all.extend(
         list(matching, "/query_parameters")
@@ -169,7 +166,16 @@ fn conditions(matching: &Value) -> String {
     if matching.get("case_sensitive").and_then(Value::as_bool) == Some(false) {
         all.push("path in any case".to_owned());
     }
+    all.extend(row.pointer("/metadata/filter_metadata/waylay/source_pod").map(source_pod));
     if all.is_empty() { "-".to_owned() } else { all.join("; ") }
+}
+
+fn source_pod(pod: &Value) -> String {
+    let part = |key: &str| pod[key].as_str().unwrap_or("*").to_owned();
+    let labels = pod["labels"].as_object().into_iter().flatten();
+    let labels: Vec<_> = labels.map(|(name, value)| format!("{name}={}", value.as_str().unwrap_or_default())).collect();
+    let with = if labels.is_empty() { String::new() } else { format!(" with {}", labels.join(",")) };
+    format!("from {}/{}{with}", part("namespace"), part("name"))
 }
 
 fn header(header: &Value) -> String {
@@ -287,6 +293,8 @@ mod tests {
         ] {
             assert_eq!(header(&matcher), expected);
         }
+        let from = |pod: Value| conditions(&json!({"metadata": {"filter_metadata": {"waylay": {"source_pod": pod}}}}));
+        assert_eq!(from(json!({"name": "web-*", "labels": {"app": "web"}})), "from */web-* with app=web");
         assert_eq!(path(&json!({"path_separated_prefix": "/p"})), "PathPrefix:/p");
         assert_eq!(path(&json!({"safe_regex": {"regex": "/x.*"}})), "regex /x.*");
     }
