@@ -5,10 +5,11 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tokio::sync::Notify;
+use tokio::time::sleep;
 
 use super::Workload;
 use super::cri::{self, Cri};
@@ -77,9 +78,9 @@ impl FromStr for RuntimeAddress {
     fn from_str(text: &str) -> Result<Self, AddressError> {
         let Some((scheme, path)) = text.split_once("://") else {
             return Err(AddressError(if text.starts_with('/') {
-                format!("{text:?} does not say what is spoken there: {}", suggestion(text))
+                format!("`{text}` does not say what is spoken there: {}", suggestion(text))
             } else {
-                format!("{text:?} is not the address of a container runtime: {BOTH}")
+                format!("`{text}` is not the address of a container runtime: {BOTH}")
             }));
         };
         let protocol = match scheme {
@@ -87,12 +88,12 @@ impl FromStr for RuntimeAddress {
             "docker" => Protocol::Docker,
             "podman" => return Err(AddressError(format!("podman speaks docker's protocol: write docker://{path}"))),
             "unix" => return Err(AddressError(format!("`unix` is not a protocol here: {}", suggestion(path)))),
-            other => return Err(AddressError(format!("the protocol {other:?} is not known: {BOTH}"))),
+            other => return Err(AddressError(format!("the protocol `{other}` is not known: {BOTH}"))),
         };
         if !path.starts_with('/') {
             let path = path.trim_start_matches(['/', '.']);
             return Err(AddressError(format!(
-                "{text:?} has no absolute path: write {scheme}:///{path}, with three slashes"
+                "`{text}` has no absolute path: write {scheme}:///{path}, with three slashes"
             )));
         }
         Ok(Self::new(protocol, path))
@@ -195,11 +196,34 @@ impl Runtime {
     }
 }
 
-/// Notifies `changed` of every event of the runtime at `address`. Never ends.
+/// First pause before a broken subscription to events is tried again; doubled up to [`LONGEST_RETRY`].
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LONGEST_RETRY: Duration = Duration::from_secs(10);
+
+/// A subscription that lasted for this long was a good one: the next pause is the first again.
+const STEADY: Duration = Duration::from_secs(10);
+
+/// Pause before a runtime that has no events is asked for them again: it may have been upgraded.
+const RETRY_WITHOUT_EVENTS: Duration = Duration::from_secs(60);
+
+/// Notifies `changed` of every event of the runtime at `address`, and when it answers again after events were missed.
+/// Never ends.
 pub async fn hints(address: &RuntimeAddress, changed: &Notify) {
-    match address.protocol {
-        Protocol::Cri => cri::hints(&address.socket, changed).await,
-        Protocol::Docker => docker::hints(&address.socket, changed).await,
+    let mut retry = FIRST_RETRY;
+    loop {
+        let started = Instant::now();
+        let ended = match address.protocol {
+            Protocol::Cri => cri::follow(&address.socket, changed).await,
+            Protocol::Docker => docker::follow(&address.socket, changed).await,
+        };
+        if let Err(error) = &ended {
+            tracing::debug!("no events from {address}: {error}");
+        }
+        if started.elapsed() >= STEADY {
+            retry = FIRST_RETRY;
+        }
+        sleep(if matches!(ended, Err(RuntimeError::NoCri)) { RETRY_WITHOUT_EVENTS } else { retry }).await;
+        retry = LONGEST_RETRY.min(retry * 2);
     }
 }
 
@@ -229,7 +253,7 @@ mod tests {
         check_error("podman:///run/podman/podman.sock", "write docker:///run/podman/podman.sock");
         check_error("cri://run/containerd.sock", "write cri:///run/containerd.sock, with three slashes");
         check_error("docker://", "three slashes");
-        check_error("tcp://127.0.0.1:2375", "the protocol \"tcp\" is not known: write cri:///");
+        check_error("tcp://127.0.0.1:2375", "the protocol `tcp` is not known: write cri:///");
         check_error("containerd", "is not the address of a container runtime: write cri:///");
         check_error("", "is not the address");
     }

@@ -194,16 +194,16 @@ fn a_process_rule_names_processes() {
 
 #[test]
 fn pods_are_found_and_chosen_by_what_they_have() {
-    for (address, expected) in [
-        ("/run/docker.sock", "\"/run/docker.sock\" does not say what is spoken there: write docker:///run/docker.sock"),
-        ("podman:///run/x.sock", "podman speaks docker's protocol: write docker:///run/x.sock"),
-        ("cri://run/x", "\"cri://run/x\" has no absolute path: write cri:///run/x, with three slashes"),
+    for (runtime, expected) in [
+        (
+            "/run/crio/crio.sock",
+            "`/run/crio/crio.sock` does not say what is spoken there: write cri:///run/crio/crio.sock",
+        ),
+        ("unix:///run/podman.sock", "`unix` is not a protocol here: write docker:///run/podman.sock"),
+        ("cri://run/x", "`cri://run/x` has no absolute path: write cri:///run/x, with three slashes"),
     ] {
-        refused(
-            &format!("{{pods: {{runtimes: [\"{address}\"]}}}}"),
-            "",
-            &[&format!("1:31: intercept.pods.runtimes[0]: {expected}")],
-        );
+        let pods = format!("{{pods: {{runtimes: [\"{runtime}\"]}}}}");
+        refused(&pods, "", &[&format!("1:31: intercept.pods.runtimes[0]: {expected}")]);
     }
     refused("{pods: {poll_interval: 0s}}", "", &["1:35: intercept.pods.poll_interval: must be longer than 0s"]);
     refused(
