@@ -41,8 +41,11 @@ const AFTER_HINT: [Duration; 5] = [
 /// Shortest pause between two lists, however many hints there are.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
 
-/// At most one part in this many of the time goes into listing, so that a slow runtime is not kept busy by hints.
-const SHARE_OF_TIME: u32 = 5;
+/// The pause is this many times as long as the list took, so that a busy runtime is not kept busy by hints, ...
+const PAUSE_PER_LIST: u32 = 4;
+
+/// ... up to this: one that takes long may have waited for a single container.
+const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 
 /// First pause after a failure; doubled with each, up to [`LONGEST_BACKOFF`].
 const FIRST_BACKOFF: Duration = Duration::from_millis(250);
@@ -140,7 +143,7 @@ impl Asking {
             let told = self.list(address).await;
             board.tell(address, told);
             // Hints that come meanwhile are kept, as one.
-            sleep(SHORTEST_PAUSE.max(started.elapsed() * (SHARE_OF_TIME - 1))).await;
+            sleep((started.elapsed() * PAUSE_PER_LIST).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)).await;
             self.wait(changed).await;
         }
     }

@@ -5,48 +5,28 @@
 //! when `enable_pod_events` is set. A runtime that has neither is polled.
 
 use std::path::Path;
-use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::time::sleep;
 
 use super::Channel;
 use super::messages::{AnyEvent, GetEventsRequest, SubscribeRequest};
 use crate::workload::runtime::RuntimeError;
 
-/// Pause before a broken subscription is tried again.
-const RETRY: Duration = Duration::from_secs(1);
-
-/// Pause before a runtime that does not have these events is asked for them again: it may have been upgraded.
-const RETRY_UNIMPLEMENTED: Duration = Duration::from_secs(60);
-
 /// Which of containerd's events matter: a pod's first process runs, and it is gone. Without a filter each `exec` of a
 /// health probe would be a hint.
 const CONTAINERD_TOPICS: [&str; 2] = [r#"topic=="/tasks/start""#, r#"topic=="/tasks/delete""#];
 
-/// Notifies `changed` whenever the runtime behind `socket` says that something happened, and when a broken
-/// subscription works again. Never ends.
-pub async fn hints(socket: &Path, changed: &Notify) {
-    loop {
-        let pause = match follow(socket, changed).await {
-            Ok(()) => RETRY,
-            Err(RuntimeError::NoCri) => RETRY_UNIMPLEMENTED,
-            Err(error) => {
-                tracing::debug!("no events from {}: {error}", socket.display());
-                RETRY
-            }
-        };
-        sleep(pause).await;
-        // Whatever happened in between was not heard.
-        changed.notify_one();
-    }
-}
-
-/// One subscription to its end.
-async fn follow(socket: &Path, changed: &Notify) -> Result<(), RuntimeError> {
+/// One subscription to its end: notifies `changed` when the runtime behind `socket` answers, and whenever it says that
+/// something happened.
+///
+/// # Errors
+/// It does not answer, or has no events.
+pub async fn follow(socket: &Path, changed: &Notify) -> Result<(), RuntimeError> {
     // A connection of its own: the subscription outlives the failures of calls.
     let channel = Channel::connect(socket).await?;
     let version = super::version_of(&channel).await.map_err(|status| RuntimeError::of("Version", status))?;
+    // Whatever happened up to now was not heard.
+    changed.notify_one();
     let (method, events) = if version.runtime_name == "containerd" {
         let path = "/containerd.services.events.v1.Events/Subscribe";
         let filters = CONTAINERD_TOPICS.map(str::to_owned).into();

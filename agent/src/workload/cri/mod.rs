@@ -20,7 +20,7 @@ use futures_util::{StreamExt as _, stream};
 use tonic::{Code, Status};
 
 pub use channel::Channel;
-pub use hints::hints;
+pub use hints::follow;
 use info::Info;
 use messages::{
     ListPodSandboxRequest, ListPodSandboxResponse, NamespaceMode, PodSandbox, PodSandboxFilter, PodSandboxState,

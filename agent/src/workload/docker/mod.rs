@@ -11,20 +11,15 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use ::http::StatusCode;
 use http_body_util::BodyExt as _;
 use serde::Deserialize;
 use tokio::sync::Notify;
-use tokio::time::sleep;
 
 use super::Workload;
 use super::runtime::RuntimeError;
 use http::Connection;
-
-/// Pause before a broken subscription is tried again.
-const RETRY: Duration = Duration::from_secs(1);
 
 /// Containers with this label are a kubelet's (through cri-dockerd): they are pods, and the CRI tells of them.
 const KUBELET_LABEL: &str = "io.kubernetes.pod.uid";
@@ -79,22 +74,15 @@ async fn flavour(connection: &mut Connection) -> Result<Arc<str>, RuntimeError> 
     Ok(Arc::from(if podman { "podman" } else { "docker" }))
 }
 
-/// Notifies `changed` whenever the runtime behind `socket` says that something happened, and when a broken
-/// subscription works again. Never ends.
-pub async fn hints(socket: &Path, changed: &Notify) {
-    loop {
-        if let Err(error) = follow(socket, changed).await {
-            tracing::debug!("no events from {}: {error}", socket.display());
-        }
-        sleep(RETRY).await;
-        // Whatever happened in between was not heard.
-        changed.notify_one();
-    }
-}
-
-/// One subscription to its end: each piece of the answer is a line of JSON, which is not read.
-async fn follow(socket: &Path, changed: &Notify) -> Result<(), RuntimeError> {
+/// One subscription to its end: notifies `changed` when it begins, and whenever the runtime behind `socket` says that
+/// something happened. Each piece of the answer is a line of JSON, which is not read.
+///
+/// # Errors
+/// The runtime does not answer, or the connection breaks.
+pub async fn follow(socket: &Path, changed: &Notify) -> Result<(), RuntimeError> {
     let mut events = Connection::open(socket).await?.subscribe(EVENTS).await?;
+    // Whatever happened up to now was not heard.
+    changed.notify_one();
     while let Some(event) = events.frame().await {
         event?;
         changed.notify_one();
