@@ -284,9 +284,22 @@ fn sweep() {
         if maker.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
             eprintln!("taking away the world {name} of a test that was killed");
             remove_cgroup(&entry.path());
+            for folder in folders_of(&name) {
+                crate::containerd::clean_up(&name, &folder);
+                let _ = fs::remove_dir_all(folder);
+            }
             remove_namespaces(&name);
         }
     }
+}
+
+/// The folder of the world `name`, whose end is random.
+fn folders_of(name: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&format!("{name}-")))
+        .map(|entry| entry.path())
+        .collect()
 }
 
 /// Removes the network namespace of the world `name`, and those that a test named after it, with a hyphen.

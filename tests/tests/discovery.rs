@@ -1,12 +1,16 @@
 //! Real pods are found through a real containerd.
 
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use waylay::netns::NetnsThread;
 use waylay::workload::{Discovery, Found, RuntimeAddress, Workload, netns_of};
-use waylay_tests::{Containerd, Pod, PodSpec, SOON, World};
+use waylay_tests::world::cgroup2_mount;
+use waylay_tests::{Containerd, Pod, PodSpec, SOON, World, eventually};
 
 /// Discovery of one containerd, on a thread of its own as in the agent.
 struct Watch {
@@ -17,9 +21,31 @@ struct Watch {
 
 impl Watch {
     fn start(containerd: &Containerd<'_>, poll_interval: Duration) -> Self {
-        let address: RuntimeAddress = format!("cri://{}", containerd.socket().display()).parse().expect("an address");
+        Self::of(&containerd.socket(), Self::runtime(), poll_interval)
+    }
+
+    /// Without events: only the first connection, on which lists are asked for, gets through to containerd.
+    fn polling(world: &World, containerd: &Containerd<'_>, poll_interval: Duration) -> Self {
+        let (relay, target, runtime) = (world.folder().join("relay.sock"), containerd.socket(), Self::runtime());
+        let listener = runtime.block_on(async { UnixListener::bind(&relay).expect("a socket") });
+        runtime.spawn(async move {
+            let (mut client, _) = listener.accept().await.expect("the first connection");
+            let mut server = UnixStream::connect(target).await.expect("containerd");
+            tokio::spawn(async move { tokio::io::copy_bidirectional(&mut client, &mut server).await });
+            loop {
+                drop(listener.accept().await);
+            }
+        });
+        Self::of(&relay, runtime, poll_interval)
+    }
+
+    fn runtime() -> tokio::runtime::Runtime {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-        let runtime = runtime.expect("a tokio runtime");
+        runtime.expect("a tokio runtime")
+    }
+
+    fn of(socket: &Path, runtime: tokio::runtime::Runtime, poll_interval: Duration) -> Self {
+        let address: RuntimeAddress = format!("cri://{}", socket.display()).parse().expect("an address");
         let (discovery, found) = {
             let _inside = runtime.enter();
             Discovery::start(vec![address], poll_interval)
@@ -129,29 +155,69 @@ fn a_restart_of_containerd_is_told_and_ends_no_pod() {
     check(&watch, &pod, "steady");
 }
 
+/// How long after containerd had made them so many pods were seen, sorted; 0 for one that was seen before that.
+fn delays(containerd: &Containerd<'_>, watch: &Watch, pods: usize) -> Vec<Duration> {
+    let delay = |index: usize| {
+        let name = format!("pod-{index}");
+        std::thread::scope(|scope| {
+            let seen = scope.spawn(|| {
+                watch.until(&format!("{name} is found"), |found| {
+                    let mut workloads = found.workloads.iter();
+                    workloads.any(|workload| *workload.name == name && !workload.ips.is_empty()).then(Instant::now)
+                })
+            });
+            let pod = containerd.pod(&web(&name));
+            seen.join().expect("it was seen").saturating_duration_since(pod.made)
+        })
+    };
+    let mut delays: Vec<_> = (0..pods).map(delay).collect();
+    delays.sort_unstable();
+    eprintln!("after RunPodSandbox returned: median {:?}, longest {:?}", delays[pods / 2], delays[pods - 1]);
+    delays
+}
+
 #[test]
 fn a_new_pod_is_seen_at_once_by_containerds_events() {
     let world = World::new();
     let containerd = Containerd::start(&world);
     let watch = Watch::start(&containerd, Duration::from_secs(60));
-    let mut delays: Vec<Duration> = (0..20)
-        .map(|index| {
-            let name = format!("pod-{index}");
-            std::thread::scope(|scope| {
-                let seen = scope.spawn(|| {
-                    watch.until(&format!("{name} is found"), |found| {
-                        let pod =
-                            found.workloads.iter().any(|workload| *workload.name == name && !workload.ips.is_empty());
-                        pod.then(Instant::now)
-                    })
-                });
-                let pod = containerd.pod(&web(&name));
-                seen.join().expect("it was seen").saturating_duration_since(pod.made)
-            })
-        })
-        .collect();
-    delays.sort_unstable();
-    eprintln!("with events, after RunPodSandbox returned: median {:?}, longest {:?}", delays[10], delays[19]);
+    let delays = delays(&containerd, &watch, 20);
     // The kubelet needs longer than this to start the first container; the machine may be busy.
     assert!(delays[10] < Duration::from_millis(500), "{delays:?}");
+}
+
+#[test]
+fn a_new_pod_is_seen_within_the_interval_without_events() {
+    let world = World::new();
+    let containerd = Containerd::start(&world);
+    let watch = Watch::polling(&world, &containerd, Duration::from_secs(1));
+    let delays = delays(&containerd, &watch, 8);
+    assert!(delays[4] < Duration::from_millis(1500), "{delays:?}");
+    assert!(delays[4] > Duration::from_millis(20), "events got through: {delays:?}");
+}
+
+#[test]
+fn what_runs_in_a_pod_is_in_the_namespace_and_the_cgroup_that_are_told() {
+    let world = World::new();
+    let containerd = Containerd::start(&world);
+    let watch = Watch::start(&containerd, Duration::from_secs(60));
+    let (client, server) = (containerd.pod(&web("client")), containerd.pod(&web("server")));
+    let hello = "import socket; s = socket.create_server(('', 8080)); print('listening', flush=True)
+while True: c, peer = s.accept(); c.sendall(peer[0].encode()); c.close()";
+    let listening = containerd.run(&server, &["python3", "-c", hello]);
+    eventually("the server listens", || listening.log().contains("listening"));
+    let shell = containerd.run(&client, &["sleep", "1000"]);
+    let address = server.ip.to_string();
+    let heard = containerd.exec(&shell, &["nc", &address, "8080"]).success();
+    assert_eq!(heard, client.ip.to_string(), "from pod to pod, with the pod's own address");
+
+    let workload = watch.until_seen(&client);
+    let cgroup = workload.cgroup.as_ref().expect("its cgroup");
+    let mount = cgroup2_mount().expect("cgroup2");
+    let inside = mount.join(cgroup.strip_prefix("/").expect("from the mount")).join(&shell.id).join("cgroup.procs");
+    let pids = std::fs::read_to_string(&inside).expect("the container's cgroup is below the pod's");
+    let pid = pids.lines().next().expect("a process");
+    let netns = |path: &Path| std::fs::metadata(path).expect("a network namespace").ino();
+    let bound = workload.netns_path.as_ref().expect("its network namespace");
+    assert_eq!(netns(&Path::new("/proc").join(pid).join("ns/net")), netns(bound));
 }
