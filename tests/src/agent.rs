@@ -42,13 +42,19 @@ impl Agent {
 
     /// Starts it and does not wait.
     pub fn spawn(world: &World, config: &str) -> Self {
+        Self::spawn_through(world, config, &[])
+    }
+
+    /// The same through a program that changes something about itself and then becomes the agent: `env NAME=VALUE`,
+    /// `setpriv --bounding-set -sys_admin`.
+    pub fn spawn_through(world: &World, config: &str, through: &[&str]) -> Self {
         let (socket, log) = (world.folder().join("admin.sock"), world.folder().join("access.log"));
         let config = world.file("waylay.yaml", &complete(world, config, &socket, &log));
-        let child = world.spawn(
-            Side::Outside,
-            binary(),
-            &["run", "--concurrency", "2", "-c", config.to_str().expect("a UTF-8 path")],
-        );
+        let binary = binary();
+        let mut line = through.to_vec();
+        line.extend([binary.to_str().expect("a UTF-8 path"), "run", "--concurrency", "2", "-c"]);
+        line.push(config.to_str().expect("a UTF-8 path"));
+        let child = world.spawn(Side::Outside, line[0], &line[1..]);
         Self { child, socket, log, config }
     }
 

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use super::notify::ServiceManager;
 use super::{Command, RECORDS_TIMEOUT, ServerError, Serving, SignalHandling, shutting_down};
 use crate::signal::{Signals, Wish};
 
@@ -26,6 +27,12 @@ impl Serving {
             }
             SignalHandling::Caller => None,
         };
+        if signals.is_some() {
+            let thread = "starting the thread that tells the service manager how the agent is";
+            self.service = ServiceManager::from_environment().map_err(ServerError::start(thread))?;
+        }
+        tokio::spawn(self.service.watchdog(self.shared.clone()));
+        self.service.ready(self.shared.snapshot.load().origin.version);
         if let Ending::Drain = self.until_stopped(&mut signals).await {
             self.stop_taking().await;
             self.drain(&mut signals).await;
@@ -92,6 +99,7 @@ impl Serving {
     /// Lets what is in flight finish, until the deadline or a second wish to stop.
     async fn drain(&mut self, signals: &mut Option<Signals>) {
         let timeout = self.shared.snapshot.load().drain_timeout;
+        self.service.stopping(timeout);
         tracing::info!(seconds = timeout.as_secs_f64(), "draining");
         let impatient = async {
             loop {

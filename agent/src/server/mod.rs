@@ -9,6 +9,7 @@ mod cni;
 mod host;
 mod interception;
 mod life;
+mod notify;
 mod pods;
 mod reload;
 
@@ -205,6 +206,7 @@ struct Serving {
     clusters: ClusterManager,
     pods: Pods,
     drain: DrainControl,
+    service: notify::ServiceManager,
     control: Control,
     commands: mpsc::Receiver<Command>,
 }
@@ -254,6 +256,7 @@ impl Server {
             inbound: Vec::new(),
             attached: None,
             drain: drain_control,
+            service: notify::ServiceManager::none(),
             control: Control(sender),
             commands,
         };

@@ -23,11 +23,13 @@ impl Serving {
     /// All that is wrong with it; the old one stays in force, and `Shared::reload_failure` tells why.
     pub(super) async fn reload(&mut self) -> Result<u64, String> {
         let server = &self.shared.runtime.stats.clone().server;
+        self.service.reloading();
         match self.try_reload().await {
             Ok(version) => {
                 server.config_reload_success.inc();
                 self.shared.reload_failure.store(None);
                 tracing::info!(version, "configuration reloaded");
+                self.service.ready(version);
                 Ok(version)
             }
             Err(error) => {
@@ -36,6 +38,7 @@ impl Serving {
                 for line in message.lines() {
                     tracing::error!("configuration not taken over: {line}");
                 }
+                self.service.refused(&message);
                 let failure = ReloadFailure { at: SystemTime::now(), message: message.clone() };
                 self.shared.reload_failure.store(Some(Arc::new(failure)));
                 Err(message)
