@@ -18,6 +18,7 @@ pub mod listener;
 pub mod netns;
 pub mod pipeline;
 pub mod place;
+pub mod privilege;
 pub mod server;
 pub mod signal;
 pub mod snapshot;

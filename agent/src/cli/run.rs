@@ -9,6 +9,7 @@ use super::start::{Agent, Interface};
 use crate::admin::AdminSocketOption;
 use crate::config::Source;
 use crate::config::watch::Watcher;
+use crate::privilege;
 use crate::server::ServerOptions;
 use crate::telemetry::log;
 
@@ -73,6 +74,10 @@ impl Args {
             return output::print(&text);
         }
         log::start(&self.log_level)?;
+        // Now, while this is the only thread: each has capabilities of its own.
+        if let Err(error) = privilege::drop_unneeded() {
+            tracing::warn!(%error, "capabilities that the agent does not need stay with it");
+        }
         let socket = self.admin_socket.clone().map_or(AdminSocketOption::Configured, AdminSocketOption::At);
         let options =
             ServerOptions { concurrency: self.concurrency.map(NonZeroUsize::get), ..ServerOptions::default() };

@@ -10,12 +10,14 @@ use super::{policy::PolicyError, processes::ProcessError};
 /// An error of the kernel side.
 #[derive(Debug, Error)]
 pub enum KernelError {
-    #[error("{doing} needs CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN: run with sudo")]
+    #[error("{doing} is not permitted; {}", crate::privilege::remedy())]
     NotPermitted {
         doing: String,
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    #[error("the agent's programs cannot be loaded; {}", crate::privilege::remedy())]
+    MissingCapabilities,
     #[error("Linux {running} is too old: waylay needs {needed} or later ({reason})")]
     KernelTooOld { running: String, needed: &'static str, reason: &'static str },
     #[error("the kernel has no type information at {0}: use a kernel built with CONFIG_DEBUG_INFO_BTF=y")]

@@ -18,6 +18,10 @@ pub(super) fn check() -> Result<(), KernelError> {
     if !Path::new(BTF).exists() {
         return Err(KernelError::NoBtf(BTF));
     }
+    // Asked before the kernel is: without CAP_PERFMON it says no in pages of the verifier's log.
+    if !crate::privilege::missing().is_empty() {
+        return Err(KernelError::MissingCapabilities);
+    }
     Ok(())
 }
 
