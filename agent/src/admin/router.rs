@@ -43,6 +43,9 @@ const PAGES: &[(&str, Access, &str)] = &[
     ("/trace", Access::Read, "decisions, requests and connections as they happen (?pid=, ?comm=, ?dst=)"),
 ];
 
+/// Whether the agent should be started anew, which is another question than whether it takes connections.
+const LIVENESS: &[&str] = &["/healthz/live", "/live"];
+
 /// Answers `request` to one of the three listeners.
 pub async fn answer<B>(site: Site, state: &Arc<State>, request: Request<B>) -> Reply
 where
@@ -51,6 +54,7 @@ where
     match site {
         Site::Admin => admin(state, request).await,
         Site::Prometheus => only(&request, &["/metrics", "/stats/prometheus"], |query| prometheus_page(state, query)),
+        Site::Readiness if LIVENESS.contains(&request.uri().path()) => only(&request, LIVENESS, |_| Ok(alive(state))),
         Site::Readiness => only(&request, &["/healthz/ready", "/ready"], |_| Ok(ready(state))),
     }
 }
@@ -128,6 +132,14 @@ fn ready(state: &State) -> Reply {
     let live = state.shared.state() == worker::State::Live;
     let status = if live { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     reply::text(status, format!("{}\n", state.state_name()))
+}
+
+/// An agent that starts or drains is alive; one whose workers hang is not, and the kernel passes it by.
+fn alive(state: &State) -> Reply {
+    match state.shared.stalled_workers().as_slice() {
+        [] => reply::text(StatusCode::OK, "ALIVE\n"),
+        stalled => reply::text(StatusCode::SERVICE_UNAVAILABLE, format!("workers do not turn: {stalled:?}\n")),
+    }
 }
 
 fn prometheus_page(state: &State, query: &Query) -> Result<Reply, String> {

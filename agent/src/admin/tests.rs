@@ -172,6 +172,8 @@ fn the_open_listeners_serve_their_pages_only() {
         (prometheus, "POST", "/metrics", 405),
         (readiness, "GET", "/healthz/ready", 200),
         (readiness, "HEAD", "/ready", 200),
+        (readiness, "GET", "/healthz/live", 200),
+        (readiness, "POST", "/live", 405),
         (readiness, "GET", "/stats", 404),
     ] {
         assert_eq!(ask(tcp(address), method, path).0, expected, "{method} {path}");

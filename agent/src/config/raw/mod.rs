@@ -54,7 +54,7 @@ record! {
         socket: String, default("/run/waylay/admin.sock".to_owned()), envoy("address");
         /// Where Prometheus metrics are served, at `/stats/prometheus` and `/metrics`.
         prometheus: AddressOrOff, default(AddressOrOff(Some(local(15090)))), envoy("-");
-        /// Where readiness is served, at `/ready` and `/healthz/ready`.
+        /// Where readiness is served, at `/ready` and `/healthz/ready`, and liveness, at `/live` and `/healthz/live`.
         readiness: AddressOrOff, default(AddressOrOff(Some(local(15021)))), envoy("-");
     }
 
