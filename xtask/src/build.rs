@@ -1,5 +1,7 @@
 //! `cargo xtask build`: the agent, with the kernel programs that `agent/build.rs` compiles and embeds.
 
+use std::env;
+
 use anyhow::Result;
 
 use crate::{setup, shell};
@@ -9,6 +11,10 @@ pub struct Args {
     /// Build with optimizations
     #[arg(long)]
     release: bool,
+
+    /// Link the C library in: the program runs in an image that holds nothing else
+    #[arg(long = "static")]
+    linked_statically: bool,
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -18,8 +24,17 @@ pub fn run(args: &Args) -> Result<()> {
     if args.release {
         cargo.arg("--release");
     }
+    let mut folder = shell::target_dir();
+    if args.linked_statically {
+        // glibc's: it is there with every toolchain, musl's Rust library is not. Naming the target keeps the flag away
+        // from build scripts and procedural macros, which cannot be linked so.
+        let triple = format!("{}-unknown-linux-gnu", env::consts::ARCH);
+        cargo.args(["--target", &triple, "--config"]);
+        cargo.arg(format!(r#"target.{triple}.rustflags=["-Ctarget-feature=+crt-static"]"#));
+        folder.push(triple);
+    }
     shell::run(&mut cargo)?;
-    let profile = if args.release { "release" } else { "debug" };
-    println!("{}", shell::target_dir().join(profile).join("waylay").display());
+    folder.push(if args.release { "release" } else { "debug" });
+    println!("{}", folder.join("waylay").display());
     Ok(())
 }
