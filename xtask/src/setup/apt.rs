@@ -45,6 +45,7 @@ pub const TEST: &[Program] = &[
     program("runc", "runc"),
     program(CNI_BRIDGE, "containernetworking-plugins"),
     program("busybox", "busybox-static"),
+    program("kubectl", "kubernetes-client"),
 ];
 
 /// A program that is not in the PATH.

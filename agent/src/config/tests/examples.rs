@@ -38,6 +38,15 @@ fn every_example_loads() {
 }
 
 #[test]
+fn the_configuration_of_the_daemon_set_loads() {
+    let file = folder().join("../kubernetes/base/waylay.yaml");
+    let loaded = load(&Source::File(file), &Runtime::default(), 1).unwrap_or_else(|errors| panic!("{errors}"));
+    assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+    let intercept = loaded.snapshot.intercept.expect("something is intercepted");
+    assert!(!intercept.host && intercept.pods.is_some() && intercept.inbound.is_some());
+}
+
+#[test]
 fn the_three_orderings_hold_the_same_rows() {
     let rows = |name: &str| {
         let loaded = example(name);
