@@ -113,6 +113,30 @@ counters! {
     PeernameAnswered = "peername_answered",
     /// SO_ORIGINAL_DST answered with the original destination.
     OriginalDstAnswered = "original_dst_answered",
+    /// Questions to IPv4 resolvers sent to the agent; a connected socket counts once.
+    DnsRedirectedV4 = "dns_redirected_v4",
+    /// Questions to IPv6 resolvers sent to the agent; a connected socket counts once.
+    DnsRedirectedV6 = "dns_redirected_v6",
+    /// Questions of the agent itself to resolvers, left alone.
+    DnsPassedBypass = "dns_passed_bypass",
+    /// Questions left alone because the agent answers none of their network namespace.
+    DnsPassedNetns = "dns_passed_netns",
+    /// Questions left alone because the process is none of those that intercept.processes names.
+    DnsPassedNotChosen = "dns_passed_not_chosen",
+    /// Questions left alone because the agent is draining.
+    DnsPassedDraining = "dns_passed_draining",
+    /// Questions left alone because the socket is bound to a device, from which the agent cannot be reached.
+    DnsPassedBoundDevice = "dns_passed_bound_device",
+    /// Questions to IPv6 link-local resolvers, left alone: the hook is not told their interface.
+    DnsPassedLinkLocal = "dns_passed_link_local",
+    /// Questions left alone because an exclude rule matches the resolver.
+    DnsPassedExcluded = "dns_passed_excluded",
+    /// Questions left alone because the agent is lost.
+    DnsPassedAgentLost = "dns_passed_agent_lost",
+    /// Questions left alone because there is no room to remember another resolver.
+    DnsPassedFull = "dns_passed_full",
+    /// Senders of answers and peers of sockets shown as the resolver that was asked.
+    DnsRestored = "dns_restored",
     /// Decision events that did not fit into the ring.
     EventsLost = "events_lost",
 }

@@ -10,6 +10,7 @@ pub mod addr;
 #[cfg(feature = "user")]
 pub mod bpf;
 pub mod counter;
+pub mod dns;
 pub mod event;
 pub mod flow;
 pub mod inbound;

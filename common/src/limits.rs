@@ -33,6 +33,10 @@ pub const LISTENER_ENTRIES: u32 = 2 * NETNS_ENTRIES;
 /// entry, about 130 bytes each, but 8 MiB for its buckets at once.
 pub const FLOW_ENTRIES: u32 = 1 << 19;
 
+/// DNS resolvers that are asked, each in its network namespace: some three for each of 250 pods, and room for a few that
+/// ask many. Beyond that questions go to their resolver directly.
+pub const RESOLVER_ENTRIES: u32 = 4_096;
+
 /// Bytes of the decision ring: a power of two and a multiple of the page size. About 3,000 decisions.
 pub const EVENT_RING_BYTES: u32 = 256 * 1024;
 

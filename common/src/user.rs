@@ -8,6 +8,7 @@ use std::{
 
 use crate::{
     addr::{Endpoint, Ip},
+    dns::{DnsPlace, SlotKey},
     event::RawEvent,
     flow::{FlowKey, HandoverEntry, SocketState},
     netns::{ListenerKey, NetnsEntry},
@@ -38,6 +39,8 @@ pod!(
     PortRules,
     ProcessTable,
     RawEvent,
+    SlotKey,
+    DnsPlace
 );
 
 macro_rules! from_bytes {

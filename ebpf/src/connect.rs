@@ -40,9 +40,7 @@ pub fn run(ctx: &SockAddrContext, family: Family) -> i32 {
         hook::count(Counter::PassedUnconfigured);
         return PROCEED;
     };
-    if let Placement::Above(level) = settings.placement()
-        && ancestor(level) != settings.cgroup_id
-    {
+    if !concerns(settings) {
         return PROCEED;
     }
     let addr = ctx.sock_addr;
@@ -66,9 +64,18 @@ pub fn run(ctx: &SockAddrContext, family: Family) -> i32 {
     if matches!(verdict, Verdict::Refuse(_)) { DENY } else { PROCEED }
 }
 
+/// Hooks that sit above their own cgroup also run for callers that are not in it.
+#[inline(always)]
+pub fn concerns(settings: &Settings) -> bool {
+    match settings.placement() {
+        Placement::Above(level) => ancestor(level) == settings.cgroup_id,
+        Placement::Last | Placement::First => true,
+    }
+}
+
 /// Where the application wants to go; an unspecified address is spelled out as what the kernel makes of it.
 #[inline(always)]
-fn destination(addr: *mut bpf_sock_addr, sk: *mut bpf_sock, family: Family) -> Endpoint {
+pub fn destination(addr: *mut bpf_sock_addr, sk: *mut bpf_sock, family: Family) -> Endpoint {
     let port = u16::from_be(read!(addr, user_port) as u16);
     let ip = match family {
         Family::V4 => Ip::from_v4_word(read!(addr, user_ip4)),
@@ -122,7 +129,7 @@ fn verdict(
 
 /// Is the caller one of the processes whose connections are taken?
 #[inline(always)]
-fn chosen(process: &ProcessStamp) -> bool {
+pub fn chosen(process: &ProcessStamp) -> bool {
     WAYLAY_PROCS.get(hook::switch(Switch::Processes) as u32).is_none_or(|table| table.chooses(process, ancestor))
 }
 
@@ -171,7 +178,7 @@ fn carry_out(
 }
 
 #[inline(always)]
-fn rewrite(addr: *mut bpf_sock_addr, family: Family, to: Endpoint) {
+pub fn rewrite(addr: *mut bpf_sock_addr, family: Family, to: Endpoint) {
     match family {
         Family::V4 => write!((addr, user_ip4) = to.ip().v4_word()),
         Family::V6 => {

@@ -56,11 +56,13 @@ enum Name {
     Handover,
     /// Connections of the agent to applications on the inbound side
     Flows,
+    /// DNS resolvers that were asked through the agent
+    Resolvers,
     /// What the sockets of this network namespace remember
     Sockets,
 }
 
-const ALL: [Name; 9] = [
+const ALL: [Name; 10] = [
     Name::Settings,
     Name::Counters,
     Name::Policy,
@@ -69,6 +71,7 @@ const ALL: [Name; 9] = [
     Name::Listeners,
     Name::Handover,
     Name::Flows,
+    Name::Resolvers,
     Name::Sockets,
 ];
 
@@ -158,6 +161,7 @@ impl Name {
             Self::Listeners => "listeners",
             Self::Handover => "handover",
             Self::Flows => "flows",
+            Self::Resolvers => "resolvers",
             Self::Sockets => "sockets",
         }
     }
@@ -172,6 +176,7 @@ impl Name {
             Self::Listeners => serde_json::to_value(instance.listeners()?)?,
             Self::Handover => serde_json::to_value(instance.handover()?)?,
             Self::Flows => serde_json::to_value(instance.flows()?)?,
+            Self::Resolvers => serde_json::to_value(instance.resolvers()?)?,
             Self::Sockets => serde_json::to_value(instance.sockets()?)?,
         })
     }

@@ -24,6 +24,7 @@ use waylay_common::{
 use super::{
     KernelError,
     cgroup::Cgroup,
+    dns,
     load::{Loaded, name},
     neighbours::Place,
     pins,
@@ -36,6 +37,7 @@ const MODE: CgroupAttachMode = CgroupAttachMode::Single;
 pub(super) struct Links {
     connect: Vec<(&'static str, OwnedFd)>,
     pinned: Vec<(PathBuf, OwnedFd)>,
+    dns: Vec<OwnedFd>,
     others: Vec<FdLink>,
     sockopt: Vec<CgroupSockoptLink>,
 }
@@ -69,9 +71,26 @@ impl Links {
         Ok(Self {
             connect: vec![(name::CONNECT4, connect4), (name::CONNECT6, connect6)],
             pinned: Vec::new(),
+            dns: Vec::new(),
             others,
             sockopt,
         })
+    }
+
+    /// Attaches what brings DNS questions to the agent. It goes with this process: nothing of it is ever pinned.
+    /// Its place is that of the connect hooks: a load balancer that runs before them would see an answer before them as
+    /// well, and not know it.
+    pub(super) fn attach_dns(
+        &mut self,
+        loaded: &mut Loaded,
+        cgroup: &Cgroup,
+        place: &Place,
+    ) -> Result<(), KernelError> {
+        for (name, hook) in dns::PROGRAMS {
+            loaded.dns(name)?;
+            self.dns.push(connect(loaded, (name, hook), cgroup, place)?);
+        }
+        Ok(())
     }
 
     /// Pins the connect hooks below `dir`: they stay when this process is gone. The other programs only serve
@@ -98,6 +117,7 @@ impl Links {
     pub(super) fn detach(&mut self) {
         self.connect.clear();
         self.pinned.clear();
+        self.dns.clear();
         self.others.clear();
         self.sockopt.clear();
     }

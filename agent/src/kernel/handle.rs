@@ -4,16 +4,23 @@
 
 use std::{
     fmt,
+    net::IpAddr,
     os::fd::AsRawFd,
     sync::{Arc, Mutex},
 };
 
-use waylay_common::{counter::Counter, flow::SocketState, settings::Switch};
+use waylay_common::{
+    counter::Counter,
+    dns::{DnsPlace, Slot},
+    flow::SocketState,
+    settings::Switch,
+};
 
 use crate::listener::TrafficDirection;
 
 use super::{
     Handover, KernelError, Trace,
+    dns::DnsMaps,
     events::{Tracing, lock},
     load::Loaded,
     maps,
@@ -30,6 +37,7 @@ pub struct Kernel {
     stamps: Arc<Mutex<maps::Sockets>>,
     counters: Arc<maps::Counters>,
     tracing: Arc<Tracing>,
+    dns: Arc<DnsMaps>,
 }
 
 impl fmt::Debug for Kernel {
@@ -49,6 +57,7 @@ impl Kernel {
             sockets: Arc::new(sockets()?),
             stamps: Arc::new(Mutex::new(sockets()?)),
             counters: Arc::new(maps::typed(maps::name::COUNTERS, loaded.map(maps::name::COUNTERS)?)?),
+            dns: Arc::new(DnsMaps::new(loaded)?),
             tracing: Arc::new(Tracing { switches: Arc::new(Mutex::new(switches)), ring: Mutex::new(Some(ring)) }),
         })
     }
@@ -78,6 +87,32 @@ impl Kernel {
         lock(&self.stamps)
             .insert(socket, state, 0)
             .map_err(|source| KernelError::map("marking a socket of the agent", source))
+    }
+
+    /// From now on the DNS questions of a network namespace go to the agent's sockets there, the first of which has `port`
+    /// (see [`waylay_common::dns`]); those for IPv6 resolvers only with `has_v6`.
+    ///
+    /// # Errors
+    /// The map has no room, or cannot be written; the questions go to their resolvers.
+    pub fn take_questions(&self, netns_cookie: u64, port: u16, has_v6: bool) -> Result<(), KernelError> {
+        self.dns.open(netns_cookie, DnsPlace::new(port, has_v6))
+    }
+
+    /// From now on the DNS questions of a network namespace go to their resolvers.
+    ///
+    /// # Errors
+    /// The maps cannot be written.
+    pub fn leave_questions(&self, netns_cookie: u64) -> Result<(), KernelError> {
+        self.dns.close(netns_cookie)
+    }
+
+    /// The resolver that was asked, by the slot at which the question arrived; `None`: nobody was, the hooks did not send
+    /// it.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn asked_resolver(&self, netns_cookie: u64, slot: Slot) -> Result<Option<IpAddr>, KernelError> {
+        self.dns.resolver(netns_cookie, slot)
     }
 
     /// All counters, summed over the CPUs.

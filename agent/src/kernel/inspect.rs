@@ -14,7 +14,7 @@ use waylay_common::{
     settings::{OnAgentLoss, Placement, Settings, Switch},
 };
 
-use super::{KernelError, clock, exempt, load, maps, policy::Node, sockets};
+use super::{KernelError, ResolverRow, clock, dns, exempt, load, maps, policy::Node, sockets};
 pub use super::{
     rows::{CounterRow, ExemptRow, FlowRow, HandoverRow, ListenerRow, NetnsRow, PolicyRow, Status},
     sockets::SocketRow,
@@ -89,7 +89,15 @@ fn add_inbound(found: &mut BTreeMap<u32, Instance>, program: &ProgramInfo) {
     }
 }
 
-pub(super) const OUR_PROGRAMS: [&str; 6] = [
+pub(super) const OUR_PROGRAMS: [&str; 14] = [
+    "waylay_dns_con4",
+    "waylay_dns_con6",
+    "waylay_dns_snd4",
+    "waylay_dns_snd6",
+    "waylay_dns_rcv4",
+    "waylay_dns_rcv6",
+    "waylay_dns_pee4",
+    "waylay_dns_pee6",
     load::name::CONNECT4,
     load::name::CONNECT6,
     load::name::SOCKOPS,
@@ -324,6 +332,18 @@ impl Instance {
                 process: entry.state.process.into(),
             })
             .collect())
+    }
+
+    /// DNS resolvers that were asked through the agent.
+    ///
+    /// # Errors
+    /// As [`Self::status`].
+    pub fn resolvers(&self) -> Result<Vec<ResolverRow>, KernelError> {
+        // Only the programs for DNS use these maps.
+        if !self.maps.contains_key(dns::name::RESOLVERS) {
+            return Ok(Vec::new());
+        }
+        dns::rows(&self.open_checked(dns::name::PLACES)?, &self.open_checked(dns::name::RESOLVERS)?)
     }
 
     /// Sockets of this network namespace that carry a state.

@@ -58,6 +58,8 @@ pub struct InterceptOptions {
     pub handover_entries: u32,
     /// [`FLOW_ENTRIES`], but in tests of what happens when it is full.
     pub flow_entries: u32,
+    /// Take DNS questions, of the network namespaces that ask for it ([`Kernel::take_questions`]).
+    pub dns: bool,
     /// [`HEARTBEAT_LOSS`], but in tests that do nothing else for longer.
     pub heartbeat_loss: Duration,
 }
@@ -77,6 +79,7 @@ impl InterceptOptions {
             on_agent_loss: OnAgentLoss::Allow,
             handover_entries: HANDOVER_ENTRIES,
             flow_entries: FLOW_ENTRIES,
+            dns: false,
             heartbeat_loss: HEARTBEAT_LOSS,
         }
     }
@@ -150,6 +153,9 @@ impl Interception {
             host: options.host,
             beats: AtomicU32::new(0),
         };
+        if options.dns {
+            interception.links.attach_dns(&mut interception.loaded, &interception.place.cgroup, &order)?;
+        }
         if options.on_agent_loss == OnAgentLoss::Refuse {
             let pins = interception.pins.insert(PinDir::create(interception.place.cgroup.id(), instance)?);
             interception.links.pin(&pins.path)?;

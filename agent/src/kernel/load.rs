@@ -10,7 +10,7 @@ use aya::{
     programs::{CgroupSockAddr, CgroupSockopt, Program, ProgramError, SockOps},
 };
 
-use super::{KernelError, Log, log, maps, requirements};
+use super::{KernelError, Log, dns, log, maps, requirements};
 
 /// There where the kernel has multipath TCP.
 const MPTCP: &str = "/proc/sys/net/mptcp";
@@ -42,7 +42,9 @@ impl Loaded {
             .override_global(aya_log::LEVEL, &log::level(), true)
             .load(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/waylay-ebpf")))
             .map_err(KernelError::load)?;
-        for (name, program) in ebpf.programs_mut() {
+        // Those for DNS are loaded only where they are attached.
+        let wanted = |name: &str| !dns::PROGRAMS.iter().any(|(dns, _)| *dns == name);
+        for (name, program) in ebpf.programs_mut().filter(|(name, _)| wanted(name)) {
             let loaded = match program {
                 Program::CgroupSockAddr(program) => program.load(),
                 Program::CgroupSockopt(program) => program.load(),
@@ -78,6 +80,13 @@ impl Loaded {
 
     pub(super) fn sock_addr(&mut self, name: &'static str) -> Result<&mut CgroupSockAddr, KernelError> {
         self.program(name)
+    }
+
+    /// A program for DNS, loaded now.
+    pub(super) fn dns(&mut self, name: &'static str) -> Result<&mut CgroupSockAddr, KernelError> {
+        let program = self.sock_addr(name)?;
+        program.load().map_err(|source| KernelError::program(format!("load the program {name}"), source))?;
+        Ok(program)
     }
 
     pub(super) fn sock_ops(&mut self) -> Result<&mut SockOps, KernelError> {

@@ -18,6 +18,7 @@
 mod attach;
 pub mod cgroup;
 mod clock;
+mod dns;
 mod enrol;
 mod error;
 mod events;
@@ -47,6 +48,9 @@ use std::time::Duration;
 
 use waylay_common::limits;
 
+use load::Loaded;
+
+pub use dns::ResolverRow;
 pub use error::KernelError;
 pub use events::{DecisionEvent, Trace, Verdict};
 pub use handle::Kernel;
