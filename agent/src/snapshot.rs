@@ -13,6 +13,7 @@ use arc_swap::ArcSwap;
 
 use crate::cluster::Cluster;
 use crate::cluster::endpoint::EndpointRegistry;
+use crate::dns::DnsOptions;
 use crate::http::route::RouteConfig;
 use crate::kernel::{OnAgentLoss, Policy};
 use crate::listener::dispatch::Listeners;
@@ -26,6 +27,8 @@ pub struct Snapshot {
     pub origin: Origin,
     /// What the kernel takes; `None` when no listener uses the original destination.
     pub intercept: Option<Intercept>,
+    /// How DNS questions are answered; `None`: they pass untouched.
+    pub dns: Option<Arc<DnsOptions>>,
     /// Found by original destination.
     pub listeners: Listeners,
     /// By name; inline ones included.

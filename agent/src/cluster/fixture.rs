@@ -68,6 +68,7 @@ pub fn snapshot(version: u64, clusters: Vec<Arc<Cluster>>) -> Snapshot {
     Snapshot {
         origin: Origin { source: "test".to_owned(), text: "".into(), version, loaded_at: SystemTime::UNIX_EPOCH },
         intercept: None,
+        dns: None,
         listeners: Listeners::new(vec![Arc::new(listener)]).expect("one listener"),
         route_configs: BTreeMap::new(),
         clusters: clusters.into_iter().map(|cluster| (cluster.name.clone(), cluster)).collect(),

@@ -41,6 +41,7 @@ pub fn options<'a>(
     intercept: &Intercept,
     cgroup_override: Option<&Path>,
     admin: &Admin,
+    dns: bool,
     bound: impl Iterator<Item = (&'a Listener, &'a [SocketAddr])>,
 ) -> Result<InterceptOptions, KernelError> {
     let cgroup = match cgroup_override {
@@ -74,6 +75,7 @@ pub fn options<'a>(
         processes: intercept.processes.clone(),
         on_agent_loss: intercept.on_agent_loss,
         handover_entries: intercept.handover_entries,
+        dns,
         ..InterceptOptions::new(cgroup)
     })
 }
@@ -253,7 +255,8 @@ mod tests {
             prometheus: address("127.0.0.1:15090"),
             readiness: address("127.0.0.1:15021"),
         };
-        let options = options(&intercept, Some(Path::new("/m/app")), &admin, std::iter::empty()).expect("options");
+        let options =
+            options(&intercept, Some(Path::new("/m/app")), &admin, false, std::iter::empty()).expect("options");
         assert_eq!((options.redirect_v4, options.redirect_v6), (v4, v6));
         assert_eq!(options.own_listeners, [admin.prometheus, admin.readiness].map(|address| address.expect("one")));
     }

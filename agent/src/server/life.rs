@@ -44,6 +44,9 @@ impl Serving {
         if let Some(attached) = self.attached.take() {
             attached.detach();
         }
+        if let Some(dns) = self.dns.take() {
+            dns.end();
+        }
         for worker in self.workers {
             worker.end();
         }

@@ -25,6 +25,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cluster::manager::ClusterManager;
+use crate::dns::{DnsError, DnsThread};
 use crate::drain::{self, DrainControl};
 use crate::kernel::KernelError;
 use crate::listener::{Listener, TrafficDirection};
@@ -86,6 +87,9 @@ pub enum ServerError {
     /// See the source.
     #[error("intercepting connections")]
     Kernel(#[from] KernelError),
+    /// See the text.
+    #[error(transparent)]
+    Dns(#[from] DnsError),
     /// Threads, runtimes, signal handlers.
     #[error("{doing}")]
     Start {
@@ -203,6 +207,7 @@ struct Serving {
     /// Handles on the sockets of the inbound listener.
     inbound: Vec<TcpListener>,
     attached: Option<Attached>,
+    dns: Option<DnsThread>,
     clusters: ClusterManager,
     pods: Pods,
     drain: DrainControl,
@@ -233,7 +238,9 @@ impl Server {
             .collect::<Result<_, _>>()?;
 
         let (drain_control, drain) = drain::channel();
-        let shared = Arc::new(Shared::new(snapshot, runtime, records, drain, count));
+        // It proves that it turns as the workers do.
+        let dns_threads = usize::from(snapshot.dns.is_some() && snapshot.intercept.is_some());
+        let shared = Arc::new(Shared::new(snapshot, runtime, records, drain, count + dns_threads));
         shared.runtime.stats.server.concurrency.set(i64::try_from(count).unwrap_or(i64::MAX));
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -255,6 +262,7 @@ impl Server {
             bound: BTreeMap::new(),
             inbound: Vec::new(),
             attached: None,
+            dns: None,
             drain: drain_control,
             service: notify::ServiceManager::none(),
             control: Control(sender),
@@ -262,6 +270,7 @@ impl Server {
         };
         runtime.block_on(serving.begin(bound));
         serving.attach(options.cgroup_override.as_deref(), runtime.handle())?;
+        runtime.block_on(serving.answer_questions())?;
         serving.shared.set_live();
         Ok(Self { runtime, serving })
     }
@@ -373,12 +382,26 @@ impl Serving {
         };
         let by_key = |listener: &Arc<Listener>| self.bound.get(&listener.address).map(Vec::as_slice);
         let bound = snapshot.listeners.iter().filter_map(|listener| Some((&**listener, by_key(listener)?)));
-        let options = interception::options(intercept, cgroup_override, &snapshot.admin, bound)?;
+        let options =
+            interception::options(intercept, cgroup_override, &snapshot.admin, snapshot.dns.is_some(), bound)?;
         let attached = Attached::new(&options, &self.shared, runtime)?;
         if intercept.host && intercept.inbound.is_some() {
             host::take_inbound(&attached, intercept, &self.inbound, &self.own_ports())?;
         }
         self.attached = Some(attached);
+        Ok(())
+    }
+
+    /// Answers the DNS questions of the agent's own network namespace, if any are to be answered.
+    async fn answer_questions(&mut self) -> Result<(), ServerError> {
+        let snapshot = self.shared.snapshot.load_full();
+        let (Some(_), Some(intercept)) = (&snapshot.dns, &snapshot.intercept) else { return Ok(()) };
+        let thread = DnsThread::start(self.workers.len(), self.shared.clone(), self.ports)
+            .map_err(ServerError::start("starting the thread for DNS"))?;
+        let thread = self.dns.insert(thread);
+        if intercept.host {
+            thread.listener().open(&self.shared.host).await?;
+        }
         Ok(())
     }
 

@@ -179,6 +179,11 @@ fn needs_restart(old: &Snapshot, new: &Snapshot) -> Vec<String> {
         (None, None) => {}
         (Some(_), None) | (None, Some(_)) => refuse("intercept"),
     }
+    match (&old.dns, &new.dns) {
+        (Some(old), Some(new)) if old.address != new.address => refuse("dns.address"),
+        (Some(_), Some(_)) | (None, None) => {}
+        (Some(_), None) | (None, Some(_)) => refuse("dns: whether it is there"),
+    }
     for (direction, which) in [
         (TrafficDirection::Outbound, "those with use_original_dst, to which the kernel redirects,"),
         (

@@ -19,6 +19,8 @@ pub const ENDPOINTS_PER_CLUSTER_MAX: usize = 1000;
 pub enum Scope {
     /// The agent.
     Server,
+    /// Questions to resolvers.
+    Dns,
     /// The programs in the kernel.
     Kernel,
     /// A listener.
@@ -38,6 +40,7 @@ impl Scope {
     pub fn prefix(&self) -> String {
         match self {
             Self::Server => "server.".to_owned(),
+            Self::Dns => "dns.".to_owned(),
             Self::Kernel => "kernel.".to_owned(),
             Self::Listener(name) => format!("listener.{name}."),
             Self::Http(stat_prefix) => format!("http.{stat_prefix}."),
@@ -51,6 +54,7 @@ impl Scope {
     pub fn family(&self) -> &'static str {
         match self {
             Self::Server => "server",
+            Self::Dns => "dns",
             Self::Kernel => "kernel",
             Self::Listener(_) => "listener",
             Self::Http(_) => "http",
@@ -63,7 +67,7 @@ impl Scope {
     /// Prometheus labels.
     pub fn labels(&self) -> Vec<(&'static str, String)> {
         match self {
-            Self::Server | Self::Kernel => Vec::new(),
+            Self::Server | Self::Dns | Self::Kernel => Vec::new(),
             Self::Listener(name) => vec![("listener", name.to_string())],
             Self::Http(stat_prefix) => vec![("http_conn_manager_prefix", stat_prefix.to_string())],
             Self::Route((config, host, row)) => vec![
@@ -144,6 +148,9 @@ pub struct KernelCounter {
 pub fn collect(registry: &Registry, snapshot: &Snapshot, kernel: &[KernelCounter]) -> Vec<Sample> {
     let mut samples = Vec::new();
     registry.server.for_each(&mut into(&mut samples, &Scope::Server));
+    if snapshot.dns.is_some() {
+        registry.dns.for_each(&mut into(&mut samples, &Scope::Dns));
+    }
     samples.extend(kernel.iter().map(|counter| Sample {
         scope: Scope::Kernel,
         name: counter.name,

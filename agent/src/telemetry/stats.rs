@@ -169,6 +169,28 @@ stats!(
     }
 );
 
+stats!(
+    /// Statistics of DNS, `dns.`
+    DnsStats {
+        queries_total: Counter = "Datagrams with DNS questions that arrived",
+        queries_malformed: Counter = "Questions that could not be read",
+        queries_not_redirected: Counter = "Questions that the kernel had not redirected, dropped or refused",
+        queries_passed_on: Counter = "Questions passed on byte for byte: updates, transfers, signed ones, those without recursion",
+        queries_unanswered: Counter = "Questions that no resolver answered in time",
+        cache_hits: Counter = "Questions answered from the cache",
+        cache_misses: Counter = "Questions that the cache had no answer to",
+        cache_entries: Gauge = "Answers in the cache",
+        pending_overflow: Counter = "Questions answered SERVFAIL because too many of their place waited",
+        upstream_queries_total: Counter = "Questions put to resolvers, retries not counted",
+        upstream_timeout: Counter = "Tries that a resolver did not answer in time",
+        upstream_error: Counter = "Tries that failed: a resolver was not there or not to be reached",
+        upstream_malformed: Counter = "Answers of resolvers that could not be read",
+        answers_lost: Counter = "Answers that could not be sent to their client",
+        upstream_time: Histogram = "How long resolvers took, retries included",
+        query_time: Histogram = "From the arrival of a question to its answer",
+    }
+);
+
 /// What the statistics of one kind are filed under.
 type Group<K, T> = Mutex<BTreeMap<K, Arc<T>>>;
 
@@ -177,6 +199,8 @@ type Group<K, T> = Mutex<BTreeMap<K, Arc<T>>>;
 pub struct Registry {
     /// The agent itself.
     pub server: ServerStats,
+    /// Questions of clients to resolvers.
+    pub dns: DnsStats,
     listeners: Group<Arc<str>, ListenerStats>,
     http: Group<Arc<str>, HttpStats>,
     routes: Group<RouteKey, RouteStats>,

@@ -175,6 +175,7 @@ fn snapshot(clusters: &[Arc<Cluster>]) -> Snapshot {
     Snapshot {
         origin: Origin { source: String::new(), text: "".into(), version: 1, loaded_at: SystemTime::now() },
         intercept: None,
+        dns: None,
         listeners: Listeners::default(),
         route_configs: BTreeMap::new(),
         clusters: clusters.iter().map(|cluster| (cluster.name.clone(), cluster.clone())).collect(),

@@ -191,6 +191,7 @@ fn snapshot(setup: &Setup, runtime: &Runtime, version: u64) -> Snapshot {
     Snapshot {
         origin: Origin { source: "test".to_owned(), text: "".into(), version, loaded_at: SystemTime::now() },
         intercept: setup.intercept.clone(),
+        dns: None,
         listeners: Listeners::new(listeners).expect("listeners"),
         route_configs: BTreeMap::new(),
         clusters,

@@ -6,6 +6,7 @@
 
 pub mod action;
 pub mod cluster;
+pub mod dns;
 pub mod http;
 pub mod intercept;
 mod labels;
@@ -34,6 +35,8 @@ record! {
     pub struct Config("configuration") {
         /// What the kernel redirects to the agent.
         intercept: intercept::Intercept, optional("everything, if a bound listener has `use_original_dst`; else nothing"), envoy("-");
+        /// How DNS questions over UDP are answered.
+        dns: dns::Dns, optional("they pass untouched"), envoy("-");
         /// What connections meet, by original destination.
         listeners: Vec<listener::Listener>, default(Vec::new()), envoy("static_resources.listeners");
         /// Route tables that listeners name.

@@ -7,6 +7,7 @@
 
 mod action;
 mod cluster;
+mod dns;
 mod headers;
 mod http;
 mod intercept;
@@ -45,12 +46,14 @@ pub fn resolve(
     route::route_configs(&mut resolver, &config.route_configs, &root.field("route_configs"));
     let listeners = listener::listeners(&mut resolver, config, &root.field("listeners"));
     let intercept = intercept::intercept(&mut resolver, config);
+    let dns = dns::dns(&mut resolver, config);
     let admin = settings::admin(&mut resolver, config);
     let access_log = settings::access_log(&mut resolver, &config.access_log, &root.field("access_log"));
     let (clusters, route_configs) = (resolver.clusters.resolved()?, resolver.route_configs.resolved()?);
     Some(Snapshot {
         origin,
         intercept: intercept?,
+        dns: dns?,
         listeners: listeners?,
         route_configs,
         clusters,

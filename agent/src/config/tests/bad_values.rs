@@ -20,7 +20,7 @@ fn a_file_that_is_none_says_why() {
     check_errors(&[(
         "just text",
         &[
-            "1:1: expected a mapping with the fields intercept, listeners, route_configs, clusters, admin, access_log, drain_timeout; found `just text`",
+            "1:1: expected a mapping with the fields intercept, dns, listeners, route_configs, clusters, admin, access_log, drain_timeout; found `just text`",
         ],
     )]);
 }
