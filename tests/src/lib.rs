@@ -11,6 +11,7 @@ pub mod containerd;
 pub mod origin;
 pub mod pods;
 pub mod process;
+pub mod resolver;
 pub mod tools;
 pub mod world;
 
@@ -18,6 +19,7 @@ pub use agent::Agent;
 pub use containerd::{Containerd, Pod, PodSpec};
 pub use origin::Origin;
 pub use process::{Child, Finished};
+pub use resolver::Resolver;
 pub use world::World;
 
 use std::time::{Duration, Instant};
