@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::super::bind::{BindError, Bound, bind_at_loopback};
 use super::super::life::LAST_REDIRECTED;
 use super::{Member, Serving};
+use crate::dns::DnsError;
 use crate::kernel::{Enrolment, InboundEnrolment, KernelError, Policy};
 use crate::listener::{Binding, TrafficDirection};
 use crate::place::Place;
@@ -41,6 +42,8 @@ pub(super) enum EnrolError {
     Bind(#[from] BindError),
     #[error("intercepting its connections")]
     Kernel(#[from] KernelError),
+    #[error(transparent)]
+    Dns(#[from] DnsError),
 }
 
 impl Serving {
@@ -62,7 +65,10 @@ impl Serving {
         }
         let mut enrolled = Enrolled { place: place.clone(), keys: Vec::new(), inbound: Vec::new(), policies };
         let result = match self.listen_there(&mut enrolled).await {
-            Ok(addresses) => self.take(&enrolled, &addresses),
+            Ok(addresses) => match self.take(&enrolled, &addresses) {
+                Ok(()) => self.answer_there(&place).await,
+                Err(error) => Err(error),
+            },
             Err(error) => Err(error),
         };
         match result {
@@ -106,6 +112,14 @@ impl Serving {
         Ok(addresses)
     }
 
+    /// Answers the DNS questions that are asked there, if any are to be answered.
+    async fn answer_there(&self, place: &Arc<Place>) -> Result<(), EnrolError> {
+        match &self.dns {
+            Some(thread) => Ok(thread.listener().open(place).await?),
+            None => Ok(()),
+        }
+    }
+
     fn take(&self, enrolled: &Enrolled, listeners: &[SocketAddr]) -> Result<(), EnrolError> {
         let (Some(attached), Some(netns)) = (&self.attached, enrolled.place.netns()) else { return Ok(()) };
         Ok(attached.enrol(netns, &enrolled.enrolment(listeners))?)
@@ -130,6 +144,9 @@ impl Serving {
     /// Takes nothing more there; what is open is served on. Returns where that is.
     pub(super) async fn retire(&self, enrolled: Enrolled) -> Arc<Place> {
         let Enrolled { place, keys, inbound, .. } = enrolled;
+        if let Some(thread) = &self.dns {
+            thread.listener().close(&place).await;
+        }
         if let Some(attached) = &self.attached
             && let Err(error) = attached.withdraw(place.id())
         {
