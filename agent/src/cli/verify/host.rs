@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 
 use super::{Check, describe};
 use crate::kernel::{cgroup, requirements};
+use crate::privilege;
 use crate::workload::watch::WELL_KNOWN;
 
 /// The inode of the first cgroup namespace: `PROC_CGROUP_INIT_INO` of the kernel.
@@ -23,9 +24,6 @@ const OPTIONS: [(&str, &str); 5] = [
     ("CONFIG_INET", "TCP"),
     ("CONFIG_NET_NS", "network namespaces"),
 ];
-
-/// Bits of capability sets (capability.h) that are needed without CAP_SYS_ADMIN or besides it.
-const CAPABILITIES: [(&str, u32); 3] = [("CAP_NET_ADMIN", 12), ("CAP_SYS_ADMIN", 21), ("CAP_BPF", 39)];
 
 /// What waylay listens on when the configuration does not say otherwise.
 const PORTS: [u16; 5] = [15001, 15006, 15021, 15053, 15090];
@@ -94,20 +92,11 @@ fn kernel_config() -> Option<(String, String)> {
 
 fn capabilities() -> Check {
     let name = "capabilities";
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let Some(effective) = effective_capabilities(&status) else {
-        return Check::warning(name, "/proc/self/status cannot be read", "mount /proc");
-    };
-    let missing: Vec<_> = CAPABILITIES.iter().filter(|(_, bit)| effective >> bit & 1 == 0).map(|(n, _)| *n).collect();
+    let missing: Vec<_> = privilege::missing().iter().map(|needed| needed.name).collect();
     if missing.is_empty() {
-        return Check::ok(name, "CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN");
+        return Check::ok(name, "all that are needed");
     }
-    Check::failed(name, format!("without {}", missing.join(", ")), "run with sudo, or give them to the container")
-}
-
-fn effective_capabilities(status: &str) -> Option<u64> {
-    let hex = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
-    u64::from_str_radix(hex.trim(), 16).ok()
+    Check::failed(name, format!("without {}", missing.join(", ")), privilege::remedy())
 }
 
 fn cgroup2() -> Check {
@@ -216,8 +205,6 @@ mod tests {
 
     #[test]
     fn what_the_kernel_says_of_itself_is_read() {
-        assert_eq!(effective_capabilities("Name:\tx\nCapEff:\t000001ffffffffff\n"), Some(0x1ff_ffff_ffff));
-        assert_eq!(effective_capabilities("CapEff: nonsense"), None);
         assert_eq!(two_numbers("32768\t60999\n"), Some(32768..=60999));
         assert_eq!(two_numbers(""), None);
         assert_eq!(ranges("8080,9148-9150\n"), [8080..=8080, 9148..=9150]);
