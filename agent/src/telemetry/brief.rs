@@ -121,15 +121,15 @@ mod tests {
     #[test]
     fn requests_and_connections_without_requests_are_short_lines() {
         assert_eq!(
-            written(Record::Request(samples::request().into())),
+            written(Record::Request(Box::new(samples::request()))),
             "curl[123] GET shop.example:8080/checkout/cart?x=1 => 127.0.0.1:9001  200  12 B  15 ms\n"
         );
         assert_eq!(
-            written(Record::Connection(samples::connection().into())),
+            written(Record::Connection(Box::new(samples::connection()))),
             "curl[123] 10.0.0.9:8080 => 10.0.0.9:8080  10 B sent, 0 B received  2500 ms  UF,URX (connecting to 10.0.0.9:8080)\n"
         );
         let served = ConnectionRecord { requests: 2, ..samples::connection() };
-        assert_eq!(written(Record::Connection(served.into())), "");
+        assert_eq!(written(Record::Connection(Box::new(served))), "");
     }
 
     #[test]
@@ -137,7 +137,7 @@ mod tests {
         let mut request = samples::request();
         (request.method, request.path) = ("GET\n".to_owned(), "/a\x1b[2J\n".to_owned());
         request.info.process = None;
-        let line = written(Record::Request(request.into()));
+        let line = written(Record::Request(Box::new(request)));
         assert_eq!(line.matches('\n').count(), 1, "{line}");
         assert!(!line.contains('\x1b') && line.starts_with("127.0.0.1:40000 "), "{line}");
     }

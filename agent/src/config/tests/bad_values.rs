@@ -104,7 +104,7 @@ fn values_of_the_wrong_kind_are_refused() {
             "access_log: [{format: xml}]",
             &[
                 "1:14: access_log[0].path: the field `path` is missing (expected text)",
-                "1:23: access_log[0].format: expected one of `text`, `json`, found `xml`",
+                "1:23: access_log[0].format: expected one of `text`, `brief`, `json`, found `xml`",
             ],
         ),
         ("admin: {socket: [x]}", &["1:17: admin.socket: expected text, found a list"]),
