@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 
 use super::row::Taken;
-use super::{Intercepted, LocalRow};
+use super::{InboundRow, Intercepted, LocalRow};
 
 /// What the listeners, route tables and clusters of rows are, as items of YAML lists.
 #[derive(Debug, Default)]
@@ -22,7 +22,7 @@ pub struct Additions {
 pub fn additions(rows: &[LocalRow]) -> Additions {
     let mut added = Additions::default();
     for row in rows {
-        added.listeners("", row.from(), row.to());
+        added.listeners(row.from(), row.to());
     }
     added.destinations(rows.iter().map(LocalRow::to));
     added
@@ -38,16 +38,13 @@ pub fn configuration(intercepted: &Intercepted) -> String {
     // Without rows everything is taken, to be seen: then all of it is looked into.
     bound(&mut added.listeners, "virtualOutbound", 15001, is_watching(intercepted));
     for row in &intercepted.local {
-        added.listeners("", row.from(), row.to());
+        added.listeners(row.from(), row.to());
     }
     if !intercepted.inbound.is_empty() {
-        bound(&mut added.listeners, "virtualInbound", 15006, false);
-    }
-    for row in &intercepted.inbound {
-        added.listeners("inbound_", Taken::Port(row.port()), row.to());
+        added.inbound(&intercepted.inbound);
     }
     let to = intercepted.local.iter().map(LocalRow::to);
-    added.destinations(to.chain(intercepted.inbound.iter().map(super::InboundRow::to)));
+    added.destinations(to.chain(intercepted.inbound.iter().map(InboundRow::to)));
     if is_watching(intercepted) {
         table(&mut added.route_configs, "passthrough");
     }
@@ -100,10 +97,7 @@ fn network(address: SocketAddr) -> String {
 /// The listener to which the kernel hands what it takes.
 fn bound(text: &mut String, name: &str, port: u16, watching: bool) {
     let _ = write!(text, "  - name: {name}\n    address: 127.0.0.1:{port}         # and on [::1]\n");
-    text.push_str(match name {
-        "virtualInbound" => "    traffic_direction: inbound\n",
-        _ => "    use_original_dst: true\n",
-    });
+    text.push_str("    use_original_dst: true\n");
     chains(text, "passthrough", watching);
 }
 
@@ -141,27 +135,52 @@ fn table(text: &mut String, destination: &str) {
 
 impl Additions {
     /// A wildcard address stands for those of its own family only.
-    fn listeners(&mut self, prefix: &str, from: Taken, to: SocketAddr) {
+    fn listeners(&mut self, from: Taken, to: SocketAddr) {
         match from {
             Taken::Port(port) => {
-                self.listener(prefix, SocketAddr::from(([0, 0, 0, 0], port)), to);
-                self.listener(prefix, SocketAddr::from(([0_u16; 8], port)), to);
+                self.listener(SocketAddr::from(([0, 0, 0, 0], port)), to);
+                self.listener(SocketAddr::from(([0_u16; 8], port)), to);
             }
-            Taken::Address(address) => self.listener(prefix, address, to),
+            Taken::Address(address) => self.listener(address, to),
         }
     }
 
-    fn listener(&mut self, prefix: &str, address: SocketAddr, to: SocketAddr) {
+    fn listener(&mut self, address: SocketAddr, to: SocketAddr) {
         let ip = if address.is_ipv4() { address.ip().to_string() } else { format!("[{}]", address.ip()) };
-        let name = format!("{prefix}{ip}_{}", address.port());
+        let name = format!("{ip}_{}", address.port());
         let _ = write!(
             self.listeners,
             "  - name: \"{name}\"\n    address: \"{address}\"\n    bind_to_port: false              # found by original destination\n"
         );
-        if !prefix.is_empty() {
-            self.listeners.push_str("    traffic_direction: inbound\n");
-        }
         chains(&mut self.listeners, &to.to_string(), true);
+    }
+
+    /// One listener for all that arrives, with two chains for each port: requests, and anything else.
+    fn inbound(&mut self, rows: &[InboundRow]) {
+        self.listeners.push_str(
+            "  - name: virtualInbound
+    address: 127.0.0.1:15006         # and on [::1]
+    traffic_direction: inbound
+    listener_filters: [tls_inspector, http_inspector]
+    filter_chains:
+",
+        );
+        for row in rows {
+            let (port, to) = (row.port(), row.to());
+            let _ = write!(
+                self.listeners,
+                "      - match: {{destination_port: {port}, application_protocols: [http/1.0, http/1.1, h2c]}}
+        http:
+          route_config: \"{to}\"
+          accept_http_10: true
+          generate_request_id: false
+          server_header_transformation: pass_through
+      - match: {{destination_port: {port}}}
+        tcp_proxy: {{cluster: \"{to}\"}}
+"
+            );
+        }
+        self.listeners.push_str("    default_filter_chain: {tcp_proxy: {cluster: passthrough}}\n");
     }
 
     fn destinations(&mut self, to: impl Iterator<Item = SocketAddr>) {
@@ -229,6 +248,6 @@ mod tests {
         let intercept = snapshot.intercept.expect("inbound");
         assert_eq!(intercept.outbound.exclude.len(), 2);
         assert_eq!(intercept.inbound.expect("inbound").policy.include.len(), 1);
-        assert_eq!(snapshot.listeners.iter().count(), 4);
+        assert_eq!(snapshot.listeners.iter().count(), 2);
     }
 }
