@@ -167,6 +167,8 @@ impl DnsThread {
     pub fn start(index: usize, shared: Arc<Shared>, ports: Ports) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (commands, inbox) = mpsc::unbounded_channel();
+        // The first heartbeat does not wait for the thread to be scheduled.
+        shared.turned(index);
         let listener = DnsListener { commands, shared: shared.clone(), ports };
         let thread = std::thread::Builder::new().name("waylay-dns".to_owned()).spawn(move || {
             LocalSet::new().block_on(&runtime, run(index, shared, inbox));

@@ -155,6 +155,8 @@ impl Interception {
         };
         if options.dns {
             interception.links.attach_dns(&mut interception.loaded, &interception.place.cgroup, &order)?;
+            // On a busy machine the verifier may have taken longer than the hooks' patience.
+            interception.kernel.set(Switch::Heartbeat, clock::monotonic_ns())?;
         }
         if options.on_agent_loss == OnAgentLoss::Refuse {
             let pins = interception.pins.insert(PinDir::create(interception.place.cgroup.id(), instance)?);

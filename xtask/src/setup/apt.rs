@@ -46,6 +46,9 @@ pub const TEST: &[Program] = &[
     program(CNI_BRIDGE, "containernetworking-plugins"),
     program("busybox", "busybox-static"),
     program("kubectl", "kubernetes-client"),
+    program("dig", "bind9-dnsutils"),
+    program("dnsmasq", "dnsmasq-base"),
+    program("musl-gcc", "musl-tools"),
 ];
 
 /// A program that is not in the PATH.

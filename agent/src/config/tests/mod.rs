@@ -1,6 +1,7 @@
 //! Whole configurations: the examples, tables of bad files, the round trip, the reference.
 
 mod bad_clusters;
+mod bad_dns;
 mod bad_intercept;
 mod bad_listeners;
 mod bad_routes;
