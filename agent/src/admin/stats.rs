@@ -45,6 +45,7 @@ pub fn samples(state: &State, query: &Query) -> Result<Vec<Sample>, String> {
     };
     let shared = &state.shared;
     let mut samples = export::collect(&shared.runtime.stats, &shared.snapshot.load(), &kernel_counters(shared));
+    samples.extend(export::pods(&shared.enrolments.load()));
     samples.retain(|sample| {
         wanted(&sample.value)
             && (!query.has("usedonly") || sample.is_used())

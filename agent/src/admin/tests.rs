@@ -302,6 +302,10 @@ fn pods_are_listed_by_name_with_what_became_of_them() {
         status("db-1", EnrolmentState::Skipped, Some("no selector matches")),
     ]));
     assert_eq!(world.ask("GET", "/pods").1, "shop/db-1::skipped::no selector matches\nshop/web-1::enrolled\n");
+    let (_, metrics) = world.ask("GET", "/stats/prometheus?filter=^pods");
+    for line in ["waylay_pods_known{state=\"enrolled\"} 1", "waylay_pods_known{state=\"failed\"} 0"] {
+        assert!(metrics.lines().any(|found| found == line), "{line}\nin\n{metrics}");
+    }
     let pods = &world.json("/pods?format=json")["pods"];
     assert_eq!((&pods[1]["name"], &pods[1]["netns_cookie"]), (&"web-1".into(), &42.into()));
     assert_eq!((&pods[0]["state"], &pods[0]["since"]), (&"skipped".into(), &"1970-01-01T00:00:00.000Z".into()));

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::addr::EndpointAddr;
 use crate::snapshot::Snapshot;
+use crate::workload::status::{EnrolmentState, EnrolmentStatus};
 
 use super::metric::{HistogramValue, Metric};
 use super::stats::{Registry, RouteKey};
@@ -23,6 +24,8 @@ pub enum Scope {
     Dns,
     /// The programs in the kernel.
     Kernel,
+    /// Pods and containers in one state of enrolment.
+    Pods(EnrolmentState),
     /// A listener.
     Listener(Arc<str>),
     /// An HTTP connection manager, by `stat_prefix`.
@@ -42,6 +45,7 @@ impl Scope {
             Self::Server => "server.".to_owned(),
             Self::Dns => "dns.".to_owned(),
             Self::Kernel => "kernel.".to_owned(),
+            Self::Pods(state) => format!("pods.{}.", state.name()),
             Self::Listener(name) => format!("listener.{name}."),
             Self::Http(stat_prefix) => format!("http.{stat_prefix}."),
             Self::Route((config, host, row)) => format!("route.{config}.{host}.{row}."),
@@ -56,6 +60,7 @@ impl Scope {
             Self::Server => "server",
             Self::Dns => "dns",
             Self::Kernel => "kernel",
+            Self::Pods(_) => "pods",
             Self::Listener(_) => "listener",
             Self::Http(_) => "http",
             Self::Route(_) => "route",
@@ -68,6 +73,7 @@ impl Scope {
     pub fn labels(&self) -> Vec<(&'static str, String)> {
         match self {
             Self::Server | Self::Dns | Self::Kernel => Vec::new(),
+            Self::Pods(state) => vec![("state", state.name().to_owned())],
             Self::Listener(name) => vec![("listener", name.to_string())],
             Self::Http(stat_prefix) => vec![("http_conn_manager_prefix", stat_prefix.to_string())],
             Self::Route((config, host, row)) => vec![
@@ -171,6 +177,19 @@ pub fn collect(registry: &Registry, snapshot: &Snapshot, kernel: &[KernelCounter
     }
     collect_endpoints(snapshot, &mut samples);
     samples
+}
+
+/// How many pods are in which state. Pods come and go by the thousand in a node's life: none has statistics by name.
+pub fn pods(enrolments: &[EnrolmentStatus]) -> impl Iterator<Item = Sample> {
+    EnrolmentState::ALL.into_iter().map(|state| {
+        let known = enrolments.iter().filter(|pod| pod.state == state).count();
+        Sample {
+            scope: Scope::Pods(state),
+            name: "known",
+            help: "Pods and containers of this node in this state of enrolment",
+            value: Value::Gauge(i64::try_from(known).unwrap_or(i64::MAX)),
+        }
+    })
 }
 
 fn collect_endpoints(snapshot: &Snapshot, samples: &mut Vec<Sample>) {

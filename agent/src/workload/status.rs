@@ -40,6 +40,9 @@ pub enum EnrolmentState {
 }
 
 impl EnrolmentState {
+    /// Every one.
+    pub const ALL: [Self; 4] = [Self::Enrolled, Self::Provisional, Self::Skipped, Self::Failed];
+
     /// Its name in `/pods`.
     pub fn name(self) -> &'static str {
         match self {
