@@ -54,7 +54,6 @@ impl Serving {
     }
 
     async fn until_stopped(&mut self, signals: &mut Option<Signals>) -> Ending {
-        self.sync_pods().await;
         loop {
             tokio::select! {
                 wish = next(signals) => match wish {

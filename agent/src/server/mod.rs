@@ -271,6 +271,7 @@ impl Server {
         runtime.block_on(serving.begin(bound));
         serving.attach(options.cgroup_override.as_deref(), runtime.handle())?;
         runtime.block_on(serving.answer_questions())?;
+        runtime.block_on(serving.enrol_present());
         serving.shared.set_live();
         Ok(Self { runtime, serving })
     }

@@ -34,6 +34,9 @@ use enrolled::Enrolled;
 /// How soon an enrolment that failed is tried again: its cause is most likely somebody's mistake that is being mended.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
+/// How long the agent is not ready for want of an answer about the pods that are there already.
+const FIRST_ANSWER: Duration = Duration::from_secs(5);
+
 /// Nothing is configured for pods.
 pub(super) const ENROLS_NO_PODS: &str = "this agent enrols no pods";
 
@@ -67,6 +70,15 @@ pub(super) struct Member {
     workload: Arc<Workload>,
     pub(super) state: State,
     since: SystemTime,
+}
+
+impl Member {
+    /// Whether it was started anew, in another network namespace, under the same id: docker's containers are.
+    fn has_moved(&self, now: &Workload) -> bool {
+        let known = |workload: &Workload| (workload.pid, workload.netns_path.clone());
+        let announced = self.workload.pid.is_none();
+        !announced && known(&self.workload) != known(now)
+    }
 }
 
 pub(super) enum State {
@@ -180,6 +192,21 @@ impl Pods {
 }
 
 impl Serving {
+    /// Enrols what is there at the start, before the agent says that it is ready. A runtime that does not answer is not
+    /// waited for.
+    pub(super) async fn enrol_present(&mut self) {
+        let snapshot = self.shared.snapshot.load_full();
+        let settings = snapshot.intercept.as_ref().and_then(|intercept| intercept.pods.as_ref());
+        self.pods.follow(settings);
+        if let Some(running) = &mut self.pods.discovery {
+            let all_answered = running.found.wait_for(|found| found.complete);
+            if tokio::time::timeout(FIRST_ANSWER, all_answered).await.is_err() {
+                tracing::warn!("not every container runtime has answered yet: starting without their pods");
+            }
+        }
+        self.sync_pods().await;
+    }
+
     /// Makes true what the runtimes tell and the configuration wants.
     pub(super) async fn sync_pods(&mut self) {
         let snapshot = self.shared.snapshot.load_full();
@@ -195,6 +222,9 @@ impl Serving {
         }
         let (node, own_ports) = (decide::node_addresses(), self.own_ports());
         for (id, workload) in listed {
+            if self.pods.members.get(&id).is_some_and(|member| member.has_moved(&workload)) {
+                self.release(&id).await;
+            }
             let decision = match (intercept, settings) {
                 (Some(intercept), Some(pods)) => {
                     let known = self.pods.announced.get(&id).map_or(Known::Whole, |announced| announced.known);
