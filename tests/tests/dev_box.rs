@@ -163,7 +163,7 @@ fn verify_proves_both_directions_and_both_families_and_leaves_nothing() {
 fn verify_names_the_piece_that_is_missing() {
     let world = World::new();
     for (before, failed, found) in [
-        (&["setpriv", "--bounding-set", "-bpf,-sys_admin"][..], "capabilities", "without CAP_SYS_ADMIN, CAP_BPF"),
+        (&["setpriv", "--bounding-set", "-bpf,-sys_admin"][..], "capabilities", "without CAP_BPF, CAP_SYS_ADMIN"),
         (
             &["unshare", "-m", "sh", "-c", "umount /sys/fs/cgroup/unified /sys/fs/cgroup; exec \"$@\"", "sh"],
             "cgroup2",
