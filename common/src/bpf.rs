@@ -1,5 +1,5 @@
-//! Three commands of bpf(2) that aya does not offer, or not with these flags: attaching to a cgroup in a chosen place,
-//! pinning such a link, and asking what is attached.
+//! Commands of bpf(2) that aya does not offer, or not with these flags, or whose descriptors it does not give away:
+//! attaching to a cgroup in a chosen place or to a network namespace, pinning such a link, and asking what is attached.
 //!
 //! Used by the agent's `kernel` module only.
 
@@ -37,9 +37,20 @@ pub enum Order {
     First,
 }
 
+impl Order {
+    const fn flags(self) -> u32 {
+        match self {
+            Self::Last => 0,
+            Self::First => BPF_F_PREORDER | BPF_F_BEFORE,
+        }
+    }
+}
+
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_PROG_QUERY: libc::c_int = 16;
 const BPF_LINK_CREATE: libc::c_int = 28;
+/// `enum bpf_attach_type`: of network namespaces.
+const BPF_SK_LOOKUP: u32 = 36;
 const BPF_F_BEFORE: u32 = 1 << 3;
 const BPF_F_PREORDER: u32 = 1 << 6;
 
@@ -85,8 +96,19 @@ pub fn attach_cgroup(
     hook: CgroupHook,
     order: Order,
 ) -> io::Result<OwnedFd> {
-    let fd = link_create(program.as_raw_fd(), cgroup.as_raw_fd(), hook, order)?;
+    let fd = link_create(program.as_raw_fd(), cgroup.as_raw_fd(), hook as u32, order.flags())?;
     // SAFETY: the kernel has just made this descriptor for us, close-on-exec, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Attaches a loaded sk_lookup program to a network namespace by a link, which goes when its descriptor is closed, or with
+/// the namespace.
+///
+/// # Errors
+/// That of bpf(2).
+pub fn attach_netns(program: BorrowedFd<'_>, netns: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let fd = link_create(program.as_raw_fd(), netns.as_raw_fd(), BPF_SK_LOOKUP, 0)?;
+    // SAFETY: as above.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -94,19 +116,15 @@ pub fn attach_cgroup(
 #[must_use]
 pub fn knows_order(program: BorrowedFd<'_>, hook: CgroupHook) -> bool {
     // Flags are looked at before the cgroup, and there is none with this descriptor.
-    link_create(program.as_raw_fd(), -1, hook, Order::First)
+    link_create(program.as_raw_fd(), -1, hook as u32, Order::First.flags())
         .is_err_and(|error| error.raw_os_error() == Some(libc::EBADF))
 }
 
-fn link_create(program: RawFd, cgroup: RawFd, hook: CgroupHook, order: Order) -> io::Result<RawFd> {
-    let flags = match order {
-        Order::Last => 0,
-        Order::First => BPF_F_PREORDER | BPF_F_BEFORE,
-    };
+fn link_create(program: RawFd, target: RawFd, attach_type: u32, flags: u32) -> io::Result<RawFd> {
     let mut attributes = LinkCreate {
         prog_fd: program as u32,
-        target_fd: cgroup as u32,
-        attach_type: hook as u32,
+        target_fd: target as u32,
+        attach_type,
         flags,
         relative: 0,
         reserved: 0,

@@ -139,6 +139,31 @@ impl Agent {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.pid())).expect("the agent's files").count()
     }
 
+    /// Its descriptors by which programs are attached, and all others.
+    ///
+    /// # Panics
+    /// One of them would be inherited by other programs.
+    #[track_caller]
+    pub fn links_and_others(&self) -> (Vec<u32>, Vec<u32>) {
+        let close_on_exec = nix::fcntl::OFlag::O_CLOEXEC.bits();
+        let folder = format!("/proc/{}/fdinfo", self.child.pid());
+        let (mut links, mut others) = (Vec::new(), Vec::new());
+        for entry in std::fs::read_dir(folder).expect("the agent's files").flatten() {
+            // Connections come and go meanwhile.
+            let Ok(text) = std::fs::read_to_string(entry.path()) else { continue };
+            let number = entry.file_name().to_string_lossy().parse().expect("a descriptor");
+            if text.contains("link_type:") {
+                let flags = text.lines().find_map(|line| line.strip_prefix("flags:\t")).expect("flags");
+                let flags = i32::from_str_radix(flags, 8).expect("an octal number");
+                assert!(flags & close_on_exec != 0, "descriptor {number} is inherited: {text}");
+                links.push(number);
+            } else {
+                others.push(number);
+            }
+        }
+        (links, others)
+    }
+
     /// Its resident memory.
     pub fn resident_kib(&self) -> usize {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.pid())).expect("the agent's status");

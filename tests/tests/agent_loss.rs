@@ -57,6 +57,22 @@ fn after_kill_9_connections_go_straight_to_their_destination() {
 }
 
 #[test]
+fn hooks_have_the_highest_descriptors_so_that_they_are_released_first() {
+    let world = World::new();
+    let _origin = world.origin("the-origin", "127.0.0.1:8000");
+    for config in [BYTES, &loss("refuse")] {
+        let agent = world.agent(config);
+        let (child, stop) = load(&world);
+        let (links, others) = agent.links_and_others();
+        assert!(links.len() >= 6, "connect, getpeername, sock_ops and getsockopt: {links:?}");
+        assert!(links.iter().min() > others.iter().max(), "links {links:?}, others {others:?}");
+        finish(child, &stop);
+        std::fs::remove_file(stop).expect("stop file");
+        agent.stop();
+    }
+}
+
+#[test]
 fn an_agent_killed_and_restarted_under_load_takes_over_again() {
     let world = World::new();
     let origin = world.origin("the-origin", "127.0.0.1:8000");

@@ -285,6 +285,8 @@ print('good', good, 'refused', refused, 'broken', broken)
     let mut client = web.spawn("python3", &["-u", "-c", &load]);
     client.wait_for("going");
     std::thread::sleep(Duration::from_secs(1));
+    let (links, others) = agent.links_and_others();
+    assert!(links.len() >= 8 && links.iter().min() > others.iter().max(), "links {links:?}, others {others:?}");
     agent.child().signal(Signal::SIGKILL);
     client.wait(Duration::from_secs(30));
     let said = client.stdout();

@@ -7,17 +7,13 @@
 //! Where one of the two cgroups covers the other, they are attached there only, or they would run twice.
 
 use std::{
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
 };
 
-use aya::programs::{
-    CgroupAttachMode, ProgramError,
-    cgroup_sockopt::CgroupSockoptLink,
-    links::{FdLink, LinkError},
-};
+use aya::programs::{ProgramError, ProgramFd};
 use waylay_common::{
-    bpf::{self, CgroupHook, Order},
+    bpf::{CgroupHook, Order},
     settings::Placement,
 };
 
@@ -25,21 +21,18 @@ use super::{
     KernelError,
     cgroup::Cgroup,
     dns,
+    link::Link,
     load::{Loaded, name},
     neighbours::Place,
     pins,
 };
 
-/// aya makes a bpf_link of it, which always adds to what is attached and never replaces.
-const MODE: CgroupAttachMode = CgroupAttachMode::Single;
-
 /// The links of one instance; dropping them detaches, connect first.
 pub(super) struct Links {
-    connect: Vec<(&'static str, OwnedFd)>,
-    pinned: Vec<(PathBuf, OwnedFd)>,
-    dns: Vec<OwnedFd>,
-    others: Vec<FdLink>,
-    sockopt: Vec<CgroupSockoptLink>,
+    connect: Vec<(&'static str, Link)>,
+    pinned: Vec<(PathBuf, Link)>,
+    dns: Vec<Link>,
+    others: Vec<Link>,
 }
 
 impl Links {
@@ -50,21 +43,15 @@ impl Links {
         own: &Cgroup,
         place: &Place,
     ) -> Result<Self, KernelError> {
-        let both_sides = both_sides(cgroup, own);
         let mut others = Vec::new();
-        let mut sockopt = Vec::new();
-        for place in &both_sides {
-            let attached = |source| failed("sock_ops", place, source);
-            let program = loaded.sock_ops()?;
-            let id = program.attach(place.dir(), MODE).map_err(attached)?;
-            others.push(link(program.take_link(id), "sock_ops", place)?);
-            let attached = |source| failed("getsockopt", place, source);
-            let program = loaded.sockopt()?;
-            let id = program.attach(place.dir(), MODE).map_err(attached)?;
-            sockopt.push(program.take_link(id).map_err(attached)?);
+        for place in both_sides(cgroup, own) {
+            let program = loaded.sock_ops()?.fd();
+            others.push(link(program, (name::SOCKOPS, CgroupHook::SockOps), place, Order::Last)?);
+            let program = loaded.sockopt()?.fd();
+            others.push(link(program, (name::SOCKOPT, CgroupHook::Getsockopt), place, Order::Last)?);
         }
-        for name in [name::PEER4, name::PEER6] {
-            others.push(sock_addr(loaded, name, cgroup)?);
+        for (name, hook) in [(name::PEER4, CgroupHook::Getpeername4), (name::PEER6, CgroupHook::Getpeername6)] {
+            others.push(link(loaded.sock_addr(name)?.fd(), (name, hook), cgroup, Order::Last)?);
         }
         let connect4 = connect(loaded, (name::CONNECT4, CgroupHook::Connect4), cgroup, place)?;
         let connect6 = connect(loaded, (name::CONNECT6, CgroupHook::Connect6), cgroup, place)?;
@@ -73,7 +60,6 @@ impl Links {
             pinned: Vec::new(),
             dns: Vec::new(),
             others,
-            sockopt,
         })
     }
 
@@ -119,41 +105,31 @@ impl Links {
         self.pinned.clear();
         self.dns.clear();
         self.others.clear();
-        self.sockopt.clear();
     }
 }
 
-/// aya's links know nothing of an order.
+/// Attaches in the place that neighbours leave.
 fn connect(
     loaded: &mut Loaded,
     (name, hook): (&'static str, CgroupHook),
     cgroup: &Cgroup,
     place: &Place,
-) -> Result<OwnedFd, KernelError> {
+) -> Result<Link, KernelError> {
     let cgroup = place.above.as_ref().unwrap_or(cgroup);
-    let program = loaded.sock_addr(name)?.fd().map_err(|source| failed(name, cgroup, source))?;
     let order = if place.placement == Placement::Last { Order::Last } else { Order::First };
-    bpf::attach_cgroup(program.as_fd(), cgroup.dir().as_fd(), hook, order)
-        .map_err(|source| KernelError::io(format!("attaching {name} to {}", cgroup.path().display()), source))
+    link(loaded.sock_addr(name)?.fd(), (name, hook), cgroup, order)
 }
 
-fn sock_addr(loaded: &mut Loaded, name: &'static str, cgroup: &Cgroup) -> Result<FdLink, KernelError> {
-    let program = loaded.sock_addr(name)?;
-    let id = program.attach(cgroup.dir(), MODE).map_err(|source| failed(name, cgroup, source))?;
-    link(program.take_link(id), name, cgroup)
-}
-
-fn link<L: TryInto<FdLink, Error = LinkError>>(
-    taken: Result<L, ProgramError>,
-    name: &str,
+fn link(
+    program: Result<&ProgramFd, ProgramError>,
+    (name, hook): (&'static str, CgroupHook),
     cgroup: &Cgroup,
-) -> Result<FdLink, KernelError> {
-    let link = taken.map_err(|source| failed(name, cgroup, source))?;
-    link.try_into().map_err(|_: LinkError| failed(name, cgroup, ProgramError::NotAttached))
-}
-
-fn failed(name: &str, cgroup: &Cgroup, source: ProgramError) -> KernelError {
-    KernelError::program(format!("attach {name} to {}", cgroup.path().display()), source)
+    order: Order,
+) -> Result<Link, KernelError> {
+    let to = cgroup.path().display();
+    let program = program.map_err(|source| KernelError::program(format!("attach {name} to {to}"), source))?;
+    Link::to_cgroup(program.as_fd(), cgroup.dir().as_fd(), hook, order)
+        .map_err(|source| KernelError::io(format!("attaching {name} to {to}"), source))
 }
 
 /// Where the programs with two sides go: see the top of this file.

@@ -6,20 +6,16 @@
 //! machine must have one mounted, and nothing of it is left when the process ends.
 
 use std::{
-    os::fd::{AsRawFd as _, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     path::PathBuf,
 };
 
-use aya::{
-    Ebpf, EbpfLoader,
-    maps::Array,
-    pin::PinError,
-    programs::{ProgramError, SkLookup, links::FdLink},
-};
+use aya::{Ebpf, EbpfLoader, maps::Array, pin::PinError, programs::SkLookup};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
 use super::{
     KernelError,
+    link::Link,
     load::{Loaded, name},
     maps,
 };
@@ -61,7 +57,7 @@ impl InboundHooks {
     }
 
     /// Attaches one to a network namespace; it goes with the link, or with the namespace.
-    pub(super) fn attach(&mut self, netns: &Netns) -> Result<FdLink, KernelError> {
+    pub(super) fn attach(&mut self, netns: &Netns) -> Result<Link, KernelError> {
         let object = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/waylay-inbound"));
         let mut ebpf = self.loader.load(object).map_err(KernelError::load)?;
         write_place(&mut ebpf, netns.cookie())?;
@@ -69,13 +65,12 @@ impl InboundHooks {
             .program_mut(name::INBOUND)
             .and_then(|program| program.try_into().ok())
             .ok_or(KernelError::Incomplete(name::INBOUND))?;
-        let failed = |source: ProgramError| {
-            KernelError::program(format!("attach {} to a network namespace", name::INBOUND), source)
-        };
-        program.load().map_err(|source| KernelError::program(format!("load the program {}", name::INBOUND), source))?;
-        let id = program.attach(netns).map_err(failed)?;
+        let refused = |source| KernelError::program(format!("load the program {}", name::INBOUND), source);
+        program.load().map_err(refused)?;
+        let program = program.fd().map_err(refused)?;
         // The link holds the program, and the program its maps: everything else is closed here.
-        program.take_link(id).map(FdLink::from).map_err(failed)
+        Link::to_netns(program.as_fd(), netns.as_fd())
+            .map_err(|source| KernelError::io(format!("attaching {} to a network namespace", name::INBOUND), source))
     }
 }
 

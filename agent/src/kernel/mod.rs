@@ -29,6 +29,7 @@ mod inbound;
 pub mod inspect;
 mod interception;
 pub mod leftovers;
+mod link;
 mod load;
 mod log;
 mod maps;

@@ -9,12 +9,12 @@ use std::{
     os::fd::{AsRawFd as _, BorrowedFd},
 };
 
-use aya::programs::links::FdLink;
 use waylay_common::netns::{ListenerKey, NetnsEntry};
 
 use super::{
     KernelError,
     inbound::InboundHooks,
+    link::Link,
     load::Loaded,
     maps,
     policies::Policies,
@@ -71,7 +71,7 @@ pub(super) struct Namespaces {
 struct Enrolled {
     entry: NetnsEntry,
     /// Dropping it detaches; when the namespace has gone first, there is nothing to detach from.
-    hook: Option<FdLink>,
+    hook: Option<Link>,
 }
 
 impl Namespaces {

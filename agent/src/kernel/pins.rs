@@ -5,7 +5,7 @@
 
 use std::{
     fs, io,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::AsFd,
     path::{Path, PathBuf},
 };
 
@@ -77,7 +77,7 @@ impl PinDir {
     }
 }
 
-pub(super) fn pin(link: &OwnedFd, path: &Path) -> Result<(), KernelError> {
+pub(super) fn pin(link: &impl AsFd, path: &Path) -> Result<(), KernelError> {
     bpf::pin(link.as_fd(), path).map_err(|source| KernelError::io(format!("pinning {}", path.display()), source))
 }
 
