@@ -44,14 +44,16 @@ pub fn run(ctx: &SockAddrContext, family: Family) -> i32 {
         return PROCEED;
     }
     let addr = ctx.sock_addr;
-    let sk = read!(addr, __bindgen_anon_1.sk);
-    let destination = destination(addr, sk, family);
     // SAFETY: the helper takes this hook's context.
     let netns_cookie = unsafe { bpf_get_netns_cookie(addr.cast()) };
+    let process = sockets::caller(netns_cookie);
+    // Before any other question: the verifier walks the rows once for each state in which it comes to them.
+    let chosen = chosen(&process);
+    let sk = read!(addr, __bindgen_anon_1.sk);
+    let destination = destination(addr, sk, family);
     let sockets = Sockets::of(sk);
 
-    let process = sockets::caller(netns_cookie);
-    let verdict = verdict(addr, sk, family, destination, &process, sockets.role(), settings);
+    let verdict = verdict(addr, sk, family, destination, (netns_cookie, chosen), sockets.role(), settings);
     let counter = carry_out(verdict, addr, sockets, family, destination, &process);
     hook::count(counter);
     hook::trace(|| RawEvent {
@@ -101,11 +103,10 @@ fn verdict(
     sk: *mut bpf_sock,
     family: Family,
     destination: Endpoint,
-    process: &ProcessStamp,
+    (netns_cookie, chosen): (u64, bool),
     role: Option<Role>,
     settings: &Settings,
 ) -> Verdict {
-    let netns_cookie = process.netns_cookie;
     let wildcard = Endpoint::new(destination.ip().wildcard(), destination.port());
     let policy = hook::netns_entry(netns_cookie).outbound;
     decide(&Facts {
@@ -118,7 +119,7 @@ fn verdict(
         bound_to_device: read!(sk, bound_dev_if) != 0,
         redirecting: hook::switch(Switch::Redirecting) != 0,
         netns_enrolled: policy != 0,
-        chosen: chosen(process),
+        chosen,
         exempt: WAYLAY_EXEMPT.get_ptr(ExemptKey::new(netns_cookie, destination)).is_some(),
         wildcard_exempt: WAYLAY_EXEMPT.get_ptr(ExemptKey::new(netns_cookie, wildcard)).is_some(),
         rules: hook::rules(destination.ip(), policy, netns_cookie, |entry| entry.outbound),
