@@ -246,8 +246,9 @@ fn a_pod_whose_port_is_taken_is_told_of_and_the_others_are_served() {
     let taken = broken.inside(|| std::net::TcpListener::bind("127.0.0.1:15001").expect("the port"));
     let agent = world.agent(&config(&node));
     wait_enrolled(&agent, &["web"]);
-    let listing = agent.cli(&["pods"]).success();
-    assert!(listing.contains("127.0.0.1:15001") && listing.contains("listens there"), "{listing}");
+    let listing = || agent.cli(&["pods"]).success();
+    let told = || listing().contains("127.0.0.1:15001") && listing().contains("listens there");
+    eventually(&format!("the other one is told of: {}", listing()), told);
 
     drop(taken);
     wait_enrolled(&agent, &["broken", "web"]);

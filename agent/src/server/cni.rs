@@ -8,8 +8,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Serving;
-use super::pods::decide::Known;
-use super::pods::{Announced, ENROLS_NO_PODS, State, WorkloadId};
+use super::pods::decide::{self, Known};
+use super::pods::{Announced, DEPARTING_FOR, ENROLS_NO_PODS, State, WorkloadId};
 use crate::workload::cni::{CniAdd, CniAnswer, CniDel};
 
 /// How long a pod that the plugin announced may stay unknown to its runtime. The network is the last that is made of a
@@ -31,7 +31,13 @@ impl Serving {
         let certain = pods.is_some_and(|pods| pods.select.iter().any(|row| row.selects(&workload)));
         let announced = Announced { workload, known, until: Instant::now() + ANNOUNCED_FOR };
         self.pods.announced.insert(id.clone(), announced);
-        self.sync_pods().await;
+        self.pods.departing.remove(&id);
+        // Only this one: others may be many, and a runtime waits. Its own list tells more, if it has it already.
+        if let Some(workload) = self.pods.listed().1.remove(&id) {
+            self.sync_pod(id.clone(), workload, &decide::node_addresses()).await;
+        }
+        self.publish_pods();
+        self.pods.unfinished = true;
         match self.pods.members.get(&id).map(|member| &member.state) {
             Some(State::Enrolled(_)) if certain => Ok(CniAnswer::Enrolled),
             Some(State::Enrolled(_)) => Ok(CniAnswer::Provisional {
@@ -49,6 +55,7 @@ impl Serving {
     pub(super) async fn cni_del(&mut self, pod: &CniDel) -> Result<(), String> {
         let id: WorkloadId = pod.container_id.as_str().into();
         self.pods.announced.remove(&id);
+        self.pods.departing.insert(id.clone(), Instant::now() + DEPARTING_FOR);
         self.release(&id).await;
         self.publish_pods();
         Ok(())

@@ -60,7 +60,7 @@ impl Serving {
                     Wish::Stop => return Ending::Drain,
                     Wish::Reload => _ = self.reload().await,
                 },
-                () = self.pods.changed() => self.sync_pods().await,
+                () = self.pods.changed() => self.sync_some_pods().await,
                 command = self.commands.recv() => match command {
                     Some(Command::Reload(answer)) => {
                         let reloaded = self.reload().await;

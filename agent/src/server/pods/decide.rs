@@ -55,7 +55,7 @@ pub(super) fn decide(
 }
 
 /// All addresses of this machine, which probes of its pods come from.
-pub(super) fn node_addresses() -> Vec<IpAddr> {
+pub(in crate::server) fn node_addresses() -> Vec<IpAddr> {
     let Ok(interfaces) = getifaddrs() else { return Vec::new() };
     let mut addresses: Vec<IpAddr> = interfaces
         .filter_map(|interface| {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::super::bind::{BindError, Bound, bind_at_loopback};
 use super::super::life::LAST_REDIRECTED;
+use super::super::reload::describe;
 use super::{Member, Serving};
 use crate::dns::DnsError;
 use crate::kernel::{Enrolment, InboundEnrolment, KernelError, Policy};
@@ -142,19 +143,29 @@ impl Serving {
     }
 
     /// Takes nothing more there; what is open is served on. Returns where that is.
-    pub(super) async fn retire(&self, enrolled: Enrolled) -> Arc<Place> {
-        let Enrolled { place, keys, inbound, .. } = enrolled;
+    pub(super) async fn retire(&self, mut enrolled: Enrolled) -> Arc<Place> {
+        self.withdraw(&mut enrolled);
+        tokio::time::sleep(LAST_REDIRECTED).await;
+        self.close_there(enrolled).await
+    }
+
+    /// The kernel hands nothing over from there any more.
+    pub(super) fn withdraw(&self, enrolled: &mut Enrolled) {
+        if let Some(attached) = &self.attached
+            && let Err(error) = attached.withdraw(enrolled.place.id())
+        {
+            let error = describe(&error);
+            tracing::error!(error, "something of a workload is left in the kernel");
+        }
+        enrolled.inbound.clear();
+    }
+
+    /// Closes the listening sockets there, after [`Self::withdraw`] and, unless all is gone there,
+    /// [`LAST_REDIRECTED`].
+    pub(super) async fn close_there(&self, enrolled: Enrolled) -> Arc<Place> {
+        let Enrolled { place, keys, .. } = enrolled;
         if let Some(thread) = &self.dns {
             thread.listener().close(&place).await;
-        }
-        if let Some(attached) = &self.attached
-            && let Err(error) = attached.withdraw(place.id())
-        {
-            tracing::error!(%error, "something of a workload is left in the kernel");
-        }
-        drop(inbound);
-        if !place.is_gone() {
-            tokio::time::sleep(LAST_REDIRECTED).await;
         }
         for key in keys {
             for worker in &self.workers {

@@ -13,6 +13,7 @@ pub(super) mod decide;
 mod enrolled;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -20,6 +21,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Serving;
+use super::life::LAST_REDIRECTED;
 use super::reload::describe;
 use crate::kernel::Policy;
 use crate::netns::NetnsThread;
@@ -36,9 +38,21 @@ const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// How long the agent is not ready for want of an answer about the pods that are there already.
 const FIRST_ANSWER: Duration = Duration::from_secs(5);
+/// How long signals, reloads and the network plugin wait at most while many workloads are enrolled: a single enrolment
+/// takes some milliseconds.
+const TURN: Duration = Duration::from_millis(50);
+
+/// How often everything is looked at although no runtime told of a change: this node gets another address, from which
+/// its probes come then.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+
+/// How long a workload that the network plugin let go is not enrolled again: its runtime lists it until it has ended.
+pub(super) const DEPARTING_FOR: Duration = Duration::from_secs(10);
 
 /// Nothing is configured for pods.
 pub(super) const ENROLS_NO_PODS: &str = "this agent enrols no pods";
+
+const DRAINING: &str = "the agent is draining";
 
 pub(super) type WorkloadId = Arc<str>;
 
@@ -48,7 +62,12 @@ pub(super) struct Pods {
     thread: Option<NetnsThread>,
     discovery: Option<Running>,
     pub(super) announced: BTreeMap<WorkloadId, Announced>,
+    /// Let go by the network plugin; until when they are left alone.
+    pub(super) departing: BTreeMap<WorkloadId, Instant>,
     pub(super) members: BTreeMap<WorkloadId, Member>,
+    /// There is more to do at once.
+    pub(super) unfinished: bool,
+    looked: Instant,
     /// Problems told of already.
     problems: BTreeSet<String>,
 }
@@ -86,6 +105,8 @@ pub(super) enum State {
     Failed {
         reason: String,
         retry_at: Instant,
+        /// Serves what is open since it was enrolled before.
+        place: Option<Arc<Place>>,
     },
     Enrolled(Box<Enrolled>),
     /// Serves what is open.
@@ -101,13 +122,19 @@ impl Pods {
             thread: None,
             discovery: None,
             announced: BTreeMap::new(),
+            departing: BTreeMap::new(),
             members: BTreeMap::new(),
+            unfinished: false,
+            looked: Instant::now(),
             problems: BTreeSet::new(),
         }
     }
 
     /// Resolves when there is something to do. Cancel-safe.
     pub(super) async fn changed(&mut self) {
+        if self.unfinished {
+            return;
+        }
         let due = self.next_due();
         let timer = async {
             match due {
@@ -133,7 +160,9 @@ impl Pods {
             State::Failed { retry_at, .. } => Some(retry_at),
             _ => None,
         });
-        retries.chain(self.announced.values().map(|announced| announced.until)).min()
+        let announced = self.announced.values().map(|announced| announced.until);
+        let look = self.discovery.as_ref().map(|_| self.looked + LOOK_AGAIN);
+        retries.chain(announced).chain(self.departing.values().copied()).chain(look).min()
     }
 
     /// Asks the runtimes of `settings`, and nobody without; what is the same goes on.
@@ -154,7 +183,7 @@ impl Pods {
 
     /// What there is to decide on: all that runtimes list, and what was announced and they do not list yet. `None`: they
     /// have not answered yet, and nothing can be said of what is gone.
-    fn listed(&mut self) -> (Option<()>, BTreeMap<WorkloadId, Arc<Workload>>) {
+    pub(super) fn listed(&mut self) -> (Option<()>, BTreeMap<WorkloadId, Arc<Workload>>) {
         let mut all = BTreeMap::new();
         let mut complete = None;
         if let Some(running) = &mut self.discovery {
@@ -172,6 +201,8 @@ impl Pods {
         for (id, announced) in &self.announced {
             all.insert(id.clone(), announced.workload.clone());
         }
+        self.departing.retain(|_, until| *until > now);
+        all.retain(|id, _| !self.departing.contains_key(id));
         (complete, all)
     }
 
@@ -191,6 +222,10 @@ impl Pods {
     }
 }
 
+fn skip(reason: &str) -> Decision {
+    Decision::Skip { reason: reason.to_owned(), unexpected: false }
+}
+
 impl Serving {
     /// Enrols what is there at the start, before the agent says that it is ready. A runtime that does not answer is not
     /// waited for.
@@ -207,34 +242,57 @@ impl Serving {
         self.sync_pods().await;
     }
 
-    /// Makes true what the runtimes tell and the configuration wants.
+    /// Makes true what the runtimes tell and the configuration wants: all of it.
     pub(super) async fn sync_pods(&mut self) {
+        self.sync_pods_for(None).await;
+    }
+
+    /// The same for one turn of the main thread; [`Pods::changed`] resolves at once if more is to be done.
+    pub(super) async fn sync_some_pods(&mut self) {
+        self.sync_pods_for(Some(TURN)).await;
+    }
+
+    async fn sync_pods_for(&mut self, turn: Option<Duration>) {
+        let started = Instant::now();
         let snapshot = self.shared.snapshot.load_full();
-        let intercept = snapshot.intercept.as_ref().filter(|_| self.attached.is_some());
-        let settings = intercept.and_then(|intercept| intercept.pods.as_ref());
-        self.pods.follow(settings);
+        self.pods.follow(snapshot.intercept.as_ref().and_then(|intercept| intercept.pods.as_ref()));
+        (self.pods.unfinished, self.pods.looked) = (false, started);
         let (complete, listed) = self.pods.listed();
-        if complete.is_some() || settings.is_none() {
+        if self.pods.discovery.is_none() {
+            self.leave_alone_all().await;
+        } else if complete.is_some() {
             let gone: Vec<_> = self.pods.members.keys().filter(|id| !listed.contains_key(*id)).cloned().collect();
             for id in gone {
                 self.release(&id).await;
             }
         }
-        let (node, own_ports) = (decide::node_addresses(), self.own_ports());
+        let node = decide::node_addresses();
         for (id, workload) in listed {
+            if turn.is_some_and(|turn| started.elapsed() > turn) {
+                self.pods.unfinished = true;
+                break;
+            }
             if self.pods.members.get(&id).is_some_and(|member| member.has_moved(&workload)) {
                 self.release(&id).await;
             }
-            let decision = match (intercept, settings) {
-                (Some(intercept), Some(pods)) => {
-                    let known = self.pods.announced.get(&id).map_or(Known::Whole, |announced| announced.known);
-                    decide::decide((&workload, known), (intercept, pods), &node, &own_ports)
-                }
-                _ => Decision::Skip { reason: ENROLS_NO_PODS.to_owned(), unexpected: false },
-            };
-            self.settle(id, workload, decision).await;
+            self.sync_pod(id, workload, &node).await;
         }
         self.publish_pods();
+    }
+
+    /// Makes it true for one workload. `node` is this node's addresses.
+    pub(super) async fn sync_pod(&mut self, id: WorkloadId, workload: Arc<Workload>, node: &[IpAddr]) {
+        let snapshot = self.shared.snapshot.load_full();
+        let intercept = snapshot.intercept.as_ref().filter(|_| self.attached.is_some());
+        let decision = match (intercept, intercept.and_then(|intercept| intercept.pods.as_ref())) {
+            _ if self.shared.state() == crate::worker::State::Draining => skip(DRAINING),
+            (Some(intercept), Some(pods)) => {
+                let known = self.pods.announced.get(&id).map_or(Known::Whole, |announced| announced.known);
+                decide::decide((&workload, known), (intercept, pods), node, &self.own_ports())
+            }
+            _ => skip(ENROLS_NO_PODS),
+        };
+        self.settle(id, workload, decision).await;
     }
 
     /// Brings one workload to what was decided.
@@ -250,8 +308,8 @@ impl Serving {
                 }
                 (State::Enrolled(enrolled), since)
             }
-            (Decision::Enrol { .. }, Some(State::Failed { reason, retry_at })) if retry_at > Instant::now() => {
-                (State::Failed { reason, retry_at }, since)
+            (Decision::Enrol { .. }, Some(State::Failed { reason, retry_at, place })) if retry_at > Instant::now() => {
+                (State::Failed { reason, retry_at, place }, since)
             }
             (Decision::Enrol { outbound, inbound }, before) => {
                 (self.try_enrol(&workload, before, (outbound, inbound)).await, SystemTime::now())
@@ -261,9 +319,10 @@ impl Serving {
                 let place = self.retire(*enrolled).await;
                 (State::Retired { place, reason }, SystemTime::now())
             }
-            (Decision::Skip { reason, .. }, Some(State::Retired { place, .. })) => {
-                (State::Retired { place, reason }, since)
-            }
+            (
+                Decision::Skip { reason, .. },
+                Some(State::Retired { place, .. } | State::Failed { place: Some(place), .. }),
+            ) => (State::Retired { place, reason }, since),
             (Decision::Skip { reason, unexpected }, before) => {
                 let told = matches!(&before, Some(State::Skipped(old)) if *old == reason);
                 if unexpected && !told {
@@ -283,10 +342,10 @@ impl Serving {
     ) -> State {
         let (place, told) = match before {
             Some(State::Retired { place, .. }) => (Some(place), None),
-            Some(State::Failed { reason, .. }) => (None, Some(reason)),
+            Some(State::Failed { reason, place, .. }) => (place, Some(reason)),
             _ => (None, None),
         };
-        match self.enrol(workload, place, policies).await {
+        match self.enrol(workload, place.clone(), policies).await {
             Ok(enrolled) => {
                 tracing::info!(pod = %workload, "enrolled");
                 State::Enrolled(Box::new(enrolled))
@@ -298,7 +357,7 @@ impl Serving {
                     tracing::error!(pod = %workload, "not enrolled: {reason}");
                 }
                 self.shared.runtime.stats.server.pod_enrolment_failure.inc();
-                State::Failed { reason, retry_at: Instant::now() + RETRY_AFTER }
+                State::Failed { reason, retry_at: Instant::now() + RETRY_AFTER, place }
             }
         }
     }
@@ -307,34 +366,61 @@ impl Serving {
     pub(super) async fn release(&mut self, id: &WorkloadId) {
         let Some(Member { workload, state, .. }) = self.pods.members.remove(id) else { return };
         match state {
-            State::Enrolled(enrolled) => {
+            State::Enrolled(mut enrolled) => {
                 tracing::info!(pod = %workload, "gone");
+                self.withdraw(&mut enrolled);
                 enrolled.place.leave();
-                self.retire(*enrolled).await;
+                self.close_there(*enrolled).await;
             }
-            State::Retired { place, .. } => place.leave(),
-            State::Skipped(_) | State::Failed { .. } => {}
+            State::Retired { place, .. } | State::Failed { place: Some(place), .. } => place.leave(),
+            State::Skipped(_) | State::Failed { place: None, .. } => {}
+        }
+    }
+
+    /// Nobody tells of workloads any more: nothing is taken of any, and what is open is served on.
+    async fn leave_alone_all(&mut self) {
+        if !self.pods.members.is_empty() {
+            self.retire_all(ENROLS_NO_PODS).await;
+            self.pods.members.clear();
         }
     }
 
     /// Nothing new is taken anywhere.
     pub(super) async fn close_pods(&mut self) {
-        for id in self.pods.members.keys().cloned().collect::<Vec<_>>() {
-            if let Some(Member { workload, state: State::Enrolled(enrolled), since }) = self.pods.members.remove(&id) {
-                let place = self.retire(*enrolled).await;
-                let state = State::Retired { place, reason: "the agent is draining".to_owned() };
-                self.pods.members.insert(id, Member { workload, state, since });
+        self.retire_all(DRAINING).await;
+        self.publish_pods();
+    }
+
+    async fn retire_all(&mut self, reason: &str) {
+        let mut leaving = Vec::new();
+        for (id, mut member) in std::mem::take(&mut self.pods.members) {
+            match member.state {
+                State::Enrolled(mut enrolled) => {
+                    self.withdraw(&mut enrolled);
+                    leaving.push((id, member.workload, enrolled, member.since));
+                }
+                state => {
+                    member.state = state;
+                    self.pods.members.insert(id, member);
+                }
             }
         }
-        self.publish_pods();
+        if !leaving.is_empty() {
+            tokio::time::sleep(LAST_REDIRECTED).await;
+        }
+        for (id, workload, enrolled, since) in leaving {
+            let place = self.close_there(*enrolled).await;
+            let state = State::Retired { place, reason: reason.to_owned() };
+            self.pods.members.insert(id, Member { workload, state, since });
+        }
     }
 
     /// What the data path and the command line see of all this.
     pub(super) fn publish_pods(&self) {
         let cookie = |member: &Member| match &member.state {
             State::Enrolled(enrolled) => Some(enrolled.place.id()),
-            State::Retired { place, .. } => Some(place.id()),
-            State::Skipped(_) | State::Failed { .. } => None,
+            State::Retired { place, .. } | State::Failed { place: Some(place), .. } => Some(place.id()),
+            State::Skipped(_) | State::Failed { place: None, .. } => None,
         };
         let members = self.pods.members.values();
         let workloads = Workloads::new(members.clone().map(|member| (member.workload.clone(), cookie(member))));
