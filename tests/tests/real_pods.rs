@@ -63,7 +63,7 @@ clusters:
 }
 
 fn spec<'a>(name: &'a str, labels: &'a [(&'a str, &'a str)], annotations: &'a [(&'a str, &'a str)]) -> PodSpec<'a> {
-    PodSpec { namespace: "shop", name, labels, annotations, host_network: false }
+    PodSpec { namespace: "shop", name, labels, annotations, ..PodSpec::default() }
 }
 
 /// A container that serves its pod's name at every port of `ports`, below `/`, `/admin` and `/blocked`.
@@ -189,10 +189,10 @@ fn the_command_line_names_them(agent: &Agent, web: &Pod) {
     assert!(other.1 == "skipped" && other.2.contains("no row"), "{other:?}");
     let maps = agent.cli(&["maps"]).success();
     assert!(maps.contains("shop/web") && maps.contains("shop/shop"), "{maps}");
-    let routes = agent.cli(&["proxy-config", "route"]).success();
-    assert!(routes.contains("source_pod"), "{routes}");
+    let routes = agent.cli(&["proxy-config", "route", "-o", "wide"]).success();
+    assert!(routes.contains("from shop/* with app=web"), "{routes}");
     let listeners = agent.cli(&["proxy-config", "listener"]).success();
-    assert!(listeners.contains("virtualInbound") && listeners.contains("inbound"), "{listeners}");
+    assert!(listeners.contains("15006") && listeners.contains("Route: inbound"), "{listeners}");
     let file = agent.config().to_str().expect("UTF-8").to_owned();
     let explain = |label: &str| {
         let mut command = std::process::Command::new(binary());

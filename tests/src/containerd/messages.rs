@@ -1,6 +1,7 @@
 //! The messages of the CRI that make pods, `runtime.v1` of k8s.io/cri-api: the fields that are used, by their numbers.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Metadata {
@@ -17,6 +18,9 @@ pub struct NamespaceOption {
     /// 0: the pod's, 2: the node's.
     #[prost(int32, tag = "1")]
     pub network: i32,
+    /// 0: the pod's, 1: the container's, 2: the node's.
+    #[prost(int32, tag = "2")]
+    pub pid: i32,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -114,6 +118,7 @@ pub struct ImageStatus {
     pub image: Option<Image>,
 }
 
+/// A part of the host's file system in a container.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Mount {
     #[prost(string, tag = "1")]
@@ -122,6 +127,52 @@ pub struct Mount {
     pub host_path: String,
     #[prost(bool, tag = "3")]
     pub readonly: bool,
+    /// 0: private, 1: from the host to the container.
+    #[prost(int32, tag = "5")]
+    pub propagation: i32,
+}
+
+impl Mount {
+    /// The host's `from` at `to`, as it is now: what is mounted there later does not appear.
+    pub fn new(to: &str, from: &Path, readonly: bool) -> Self {
+        let host_path = from.to_str().expect("UTF-8").to_owned();
+        Self { container_path: to.to_owned(), host_path, readonly, propagation: 0 }
+    }
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Capabilities {
+    #[prost(string, repeated, tag = "1")]
+    pub add: Vec<String>,
+    #[prost(string, repeated, tag = "2")]
+    pub drop: Vec<String>,
+}
+
+/// 0: the runtime's default, 1: unconfined.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Profile {
+    #[prost(int32, tag = "1")]
+    pub kind: i32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ContainerSecurity {
+    #[prost(message, optional, tag = "1")]
+    pub capabilities: Option<Capabilities>,
+    #[prost(message, optional, tag = "3")]
+    pub namespace_options: Option<NamespaceOption>,
+    #[prost(bool, tag = "7")]
+    pub readonly_rootfs: bool,
+    #[prost(message, optional, tag = "15")]
+    pub seccomp: Option<Profile>,
+    #[prost(message, optional, tag = "16")]
+    pub apparmor: Option<Profile>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct LinuxContainer {
+    #[prost(message, optional, tag = "2")]
+    pub security_context: Option<ContainerSecurity>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -136,6 +187,8 @@ pub struct ContainerConfig {
     pub mounts: Vec<Mount>,
     #[prost(string, tag = "11")]
     pub log_path: String,
+    #[prost(message, optional, tag = "15")]
+    pub linux: Option<LinuxContainer>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

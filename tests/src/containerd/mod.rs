@@ -24,9 +24,11 @@ use crate::process::{Child, Finished};
 use crate::world::Side;
 use crate::{World, eventually};
 pub use cleanup::clean_up;
+pub use messages::Mount;
 use messages::{
-    ContainerConfig, CreateContainer, Done, ExecSync, ExecSyncAnswer, Id, Image, ImageStatus, LinuxPod, Metadata,
-    Mount, NamespaceOption, PodConfig, PodStatus, PodStatusAnswer, RunPodSandbox, SecurityContext,
+    Capabilities, ContainerConfig, ContainerSecurity, CreateContainer, Done, ExecSync, ExecSyncAnswer, Id, Image,
+    ImageStatus, LinuxContainer, LinuxPod, Metadata, NamespaceOption, PodConfig, PodStatus, PodStatusAnswer, Profile,
+    RunPodSandbox, SecurityContext,
 };
 
 /// The pods' networks; every containerd has them in a network namespace of its own.
@@ -35,6 +37,8 @@ pub const SUBNETS: [&str; 2] = ["10.88.0.0/16", "fd00:88::/64"];
 /// A containerd; see the module's documentation.
 pub struct Containerd<'w> {
     world: &'w World,
+    /// What becomes containerd.
+    through: &'static [&'static str],
     runtime: tokio::runtime::Runtime,
     daemon: Child,
     channel: Channel,
@@ -55,6 +59,21 @@ pub struct PodSpec<'a> {
     pub annotations: &'a [(&'a str, &'a str)],
     /// Whether it is in containerd's network namespace instead of one of its own.
     pub host_network: bool,
+    /// Whether it sees the machine's processes.
+    pub host_pid: bool,
+}
+
+/// What a container has beside its command.
+#[derive(Clone, Debug, Default)]
+pub struct Rights {
+    /// Mounts beside the host's `/usr`.
+    pub mounts: Vec<Mount>,
+    /// Capabilities, beside which it has none; without them those that the runtime gives.
+    pub capabilities: Option<Vec<String>>,
+    /// Whether it cannot write into its image.
+    pub readonly_rootfs: bool,
+    /// Whether the runtime's seccomp profile is in force.
+    pub seccomp: bool,
 }
 
 /// A pod that runs; its first container does nothing until it is told to.
@@ -98,6 +117,19 @@ impl<'w> Containerd<'w> {
     /// It does not start: one of the packages containerd, runc, containernetworking-plugins and busybox-static is missing,
     /// or the world is not one in which containers can be made.
     pub fn start(world: &'w World) -> Self {
+        Self::start_through(world, &[])
+    }
+
+    /// The same in a mount namespace of its own whose mounts are shared, as systemd makes them on a node: only then
+    /// containers can have mounts that follow the node's.
+    ///
+    /// # Panics
+    /// As [`Containerd::start`].
+    pub fn start_with_shared_mounts(world: &'w World) -> Self {
+        Self::start_through(world, &["unshare", "--mount", "--propagation", "shared"])
+    }
+
+    fn start_through(world: &'w World, through: &'static [&'static str]) -> Self {
         let folder = world.folder().join("containerd");
         fs::create_dir_all(folder.join("cni")).expect("a folder for containerd");
         link_plugins(&folder.join("plugins"));
@@ -105,12 +137,12 @@ impl<'w> Containerd<'w> {
         fs::write(folder.join("config.toml"), config(&folder)).expect("containerd's configuration");
         let archive = image::archive(&folder).expect("the image of the pods");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a tokio runtime");
-        let (daemon, channel) = launch(world, &runtime);
+        let (daemon, channel) = launch(world, through, &runtime);
         let mut ctr = world.command(Side::Outside, "ctr");
         ctr.arg("--address").arg(socket(world)).args(["--namespace", "k8s.io", "images", "import"]).arg(archive);
         Finished::of(ctr).success();
         let (pods, next) = (Mutex::default(), AtomicU32::new(0));
-        let containerd = Self { world, runtime, daemon, channel, pods, next };
+        let containerd = Self { world, through, runtime, daemon, channel, pods, next };
         // The CRI hears of it by an event.
         let image = ImageStatus { image: Some(Image { image: image::NAME.to_owned() }) };
         eventually("containerd's CRI knows the image", || {
@@ -143,7 +175,7 @@ impl<'w> Containerd<'w> {
 
     /// Starts the daemon again after [`Containerd::stop`].
     pub fn start_again(&mut self) {
-        (self.daemon, self.channel) = launch(self.world, &self.runtime);
+        (self.daemon, self.channel) = launch(self.world, self.through, &self.runtime);
     }
 
     /// Makes a pod and returns when it runs.
@@ -184,7 +216,8 @@ impl<'w> Containerd<'w> {
         let map = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         let log_directory = self.world.folder().join("containerd/logs").join(&uid);
         fs::create_dir_all(&log_directory).expect("a folder for logs");
-        let namespace_options = Some(NamespaceOption { network: if spec.host_network { 2 } else { 0 } });
+        let node = |its: bool| if its { 2 } else { 0 };
+        let namespace_options = Some(NamespaceOption { network: node(spec.host_network), pid: node(spec.host_pid) });
         PodConfig {
             // A pod in the host's network has the host's name.
             hostname: if spec.host_network { String::new() } else { spec.name.to_owned() },
@@ -204,17 +237,27 @@ impl<'w> Containerd<'w> {
     /// # Panics
     /// containerd cannot start it.
     pub fn run(&self, pod: &Pod, command: &[&str]) -> Container {
+        self.run_with(pod, command, Rights::default())
+    }
+
+    /// The same with mounts, and with its rights as given.
+    ///
+    /// # Panics
+    /// containerd cannot start it.
+    pub fn run_with(&self, pod: &Pod, command: &[&str], rights: Rights) -> Container {
         let pod_config = self.pods.lock().expect("pods")[&pod.id].clone();
         let name = format!("c{}", self.next.fetch_add(1, Relaxed));
         let log_path = format!("{name}.log");
         let log = Path::new(&pod_config.log_directory).join(&log_path);
-        let mount = Mount { container_path: "/usr".to_owned(), host_path: "/usr".to_owned(), readonly: true };
+        let usr = Mount::new("/usr", Path::new("/usr"), true);
+        let linux = LinuxContainer { security_context: Some(security(&rights, &pod_config)) };
         let config = ContainerConfig {
             metadata: Some(Metadata { name, ..Metadata::default() }),
             image: Some(Image { image: image::NAME.to_owned() }),
             command: command.iter().map(|word| (*word).to_owned()).collect(),
-            mounts: vec![mount],
+            mounts: std::iter::once(usr).chain(rights.mounts).collect(),
             log_path,
+            linux: Some(linux),
         };
         let question = CreateContainer { pod: pod.id.clone(), config: Some(config), pod_config: Some(pod_config) };
         let container: Id = self.call("/runtime.v1.RuntimeService/CreateContainer", question);
@@ -278,6 +321,18 @@ impl Drop for Containerd<'_> {
     }
 }
 
+fn security(rights: &Rights, pod: &PodConfig) -> ContainerSecurity {
+    let of_pod = pod.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+    let capabilities = rights.capabilities.clone().map(|add| Capabilities { add, drop: vec!["ALL".to_owned()] });
+    ContainerSecurity {
+        capabilities,
+        namespace_options: of_pod.and_then(|security| security.namespace_options.clone()),
+        readonly_rootfs: rights.readonly_rootfs,
+        seccomp: Some(Profile { kind: i32::from(!rights.seccomp) }),
+        apparmor: Some(Profile { kind: 1 }),
+    }
+}
+
 /// A folder with all of Debian's CNI plugins, to which a test may add its own.
 fn link_plugins(folder: &Path) {
     fs::create_dir_all(folder).expect("a folder for CNI plugins");
@@ -290,9 +345,10 @@ fn socket(world: &World) -> PathBuf {
     world.folder().join("containerd/containerd.sock")
 }
 
-fn launch(world: &World, runtime: &tokio::runtime::Runtime) -> (Child, Channel) {
-    let mut command = world.command(Side::Outside, "containerd");
-    command.arg("--config").arg(world.folder().join("containerd/config.toml"));
+fn launch(world: &World, through: &[&str], runtime: &tokio::runtime::Runtime) -> (Child, Channel) {
+    let line = [through, &["containerd"]].concat();
+    let mut command = world.command(Side::Outside, line[0]);
+    command.args(&line[1..]).arg("--config").arg(world.folder().join("containerd/config.toml"));
     let daemon = Child::spawn(command);
     let deadline = Instant::now() + crate::SOON;
     loop {
