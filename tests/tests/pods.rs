@@ -307,6 +307,64 @@ print('good', good, 'refused', refused, 'broken', broken)
 }
 
 #[test]
+fn the_rights_of_the_systemd_unit_are_enough_for_pods() {
+    let unit = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/systemd/waylay.service");
+    let unit = std::fs::read_to_string(unit).expect("the unit");
+    let line = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).expect("capabilities");
+    let named = line.split(' ').map(|name| name.trim_start_matches("CAP_").to_lowercase());
+    let set = named.fold("-all".to_owned(), |set, name| format!("{set},+{name}"));
+    assert!(unit.contains("\nNoNewPrivileges=yes\n"), "{unit}");
+    let world = World::new();
+    let node = Node::new(&world);
+    let (web, shop) = (node.pod("web", INJECT), node.pod("shop", INJECT));
+    let _origin = shop.origin("shop", "0.0.0.0:8080");
+    let through = ["setpriv", "--bounding-set", &set, "--no-new-privs", "--"];
+    let agent = Agent::spawn_through(&world, &config(&node), &through);
+    agent.wait_ready();
+    wait_enrolled(&agent, &["shop", "web"]);
+
+    get(&web, &format!("http://{}:8080/", shop.ip));
+    agent.wait_records("request", 2);
+    agent.stop();
+}
+
+#[test]
+fn pods_stay_enrolled_through_reloads_that_add_listeners_and_are_let_go_with_the_last_row() {
+    let world = World::new();
+    let node = Node::new(&world);
+    let (web, shop) = (node.pod("web", INJECT), node.pod("shop", INJECT));
+    let _origin = shop.origin("shop", "0.0.0.0:9000");
+    let agent = world.agent(&config(&node));
+    wait_enrolled(&agent, &["shop", "web"]);
+    let open = format!(
+        "import socket, time\ns = socket.create_connection(('{}', 9000), 5); print('open', flush=True)\n\
+         time.sleep(4); s.sendall(b'GET /late HTTP/1.1\\r\\nhost: a\\r\\nconnection: close\\r\\n\\r\\n')\n\
+         print('got', s.recv(100), flush=True)",
+        shop.ip
+    );
+    let mut client = web.spawn("python3", &["-u", "-c", &open]);
+    client.wait_for("open");
+
+    let more = config(&node).replace(
+        "route_configs:",
+        "  - {name: direct, address: '127.0.0.1:15055', default_filter_chain: {tcp_proxy: {cluster: local}}}\nroute_configs:",
+    );
+    agent.reload(&world, &more);
+    wait_enrolled(&agent, &["shop", "web"]);
+    let nobody = config(&node).replace("poll_interval: 1s}", "poll_interval: 1s, select: [{namespaces: [none]}]}");
+    agent.reload(&world, &nobody);
+    wait_enrolled(&agent, &[]);
+    let start = nobody.find("  pods:").expect("pods");
+    let end = start + nobody[start..].find('\n').expect("a line");
+    let without = format!("{}  host: false{}", &nobody[..start], &nobody[end..]);
+    agent.reload(&world, &without);
+    client.wait(Duration::from_secs(20));
+    assert!(client.stdout().contains("200 OK"), "what was open is served on: {}", client.stdout());
+    agent.reload(&world, &config(&node));
+    wait_enrolled(&agent, &["shop", "web"]);
+}
+
+#[test]
 fn pods_that_come_and_go_leave_nothing_behind() {
     let world = World::new();
     let node = Node::new(&world);
