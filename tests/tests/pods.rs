@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use waylay_tests::pods::{Node, Pod};
 use waylay_tests::world::Side;
-use waylay_tests::{Agent, World, eventually};
+use waylay_tests::{Agent, Finished, World, eventually};
 
 const INJECT: &[(&str, &str)] = &[("waylay.io/inject", "true"), ("app", "shop")];
 
@@ -304,6 +304,37 @@ print('good', good, 'refused', refused, 'broken', broken)
     let before = again.records().len();
     get(&web, &format!("http://{}:8080/", shop.ip));
     eventually("both sides are taken again", || again.records().len() >= before + 2);
+}
+
+#[test]
+fn a_pod_that_the_network_plugin_lets_go_is_not_enrolled_again_while_its_runtime_lists_it() {
+    let world = World::new();
+    let node = Node::new(&world);
+    let web = node.pod("web", INJECT);
+    let agent = world.agent(&config(&node));
+    wait_enrolled(&agent, &["web"]);
+    let (socket, netns) = (agent.socket().display(), web.netns_path());
+    let plugin = |verb: &str| {
+        let told = format!(
+            r#"{{"cniVersion": "1.0.0", "name": "n", "type": "waylay-cni", "agentSocket": "{socket}",
+                "onAgentAbsent": "refuse", "prevResult": {{"cniVersion": "1.0.0", "ips": []}}}}"#
+        );
+        let script = format!("printf '%s' '{told}' | CNI_COMMAND={verb} \"$0\" cni");
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", &script]).arg(waylay_tests::agent::binary()).env("CNI_CONTAINERID", &web.id);
+        command.env("CNI_NETNS", &netns).env("CNI_IFNAME", "eth0").env("CNI_PATH", "/nonexistent");
+        Finished::of(command).success();
+    };
+
+    plugin("DEL");
+    wait_enrolled(&agent, &[]);
+    // Its runtime tells of it again and again.
+    web.announce(&[("waylay.io/inject", "true"), ("still", "there")]);
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_eq!(enrolled(&agent), [""; 0]);
+    // Started again under the same id, as podman does.
+    plugin("ADD");
+    wait_enrolled(&agent, &["web"]);
 }
 
 #[test]

@@ -11,6 +11,7 @@
 
 pub(super) mod decide;
 mod enrolled;
+mod leaving;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -21,7 +22,6 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Serving;
-use super::life::LAST_REDIRECTED;
 use super::reload::describe;
 use crate::kernel::Policy;
 use crate::netns::NetnsThread;
@@ -359,59 +359,6 @@ impl Serving {
                 self.shared.runtime.stats.server.pod_enrolment_failure.inc();
                 State::Failed { reason, retry_at: Instant::now() + RETRY_AFTER, place }
             }
-        }
-    }
-
-    /// The workload is gone: so is everything of it.
-    pub(super) async fn release(&mut self, id: &WorkloadId) {
-        let Some(Member { workload, state, .. }) = self.pods.members.remove(id) else { return };
-        match state {
-            State::Enrolled(mut enrolled) => {
-                tracing::info!(pod = %workload, "gone");
-                self.withdraw(&mut enrolled);
-                enrolled.place.leave();
-                self.close_there(*enrolled).await;
-            }
-            State::Retired { place, .. } | State::Failed { place: Some(place), .. } => place.leave(),
-            State::Skipped(_) | State::Failed { place: None, .. } => {}
-        }
-    }
-
-    /// Nobody tells of workloads any more: nothing is taken of any, and what is open is served on.
-    async fn leave_alone_all(&mut self) {
-        if !self.pods.members.is_empty() {
-            self.retire_all(ENROLS_NO_PODS).await;
-            self.pods.members.clear();
-        }
-    }
-
-    /// Nothing new is taken anywhere.
-    pub(super) async fn close_pods(&mut self) {
-        self.retire_all(DRAINING).await;
-        self.publish_pods();
-    }
-
-    async fn retire_all(&mut self, reason: &str) {
-        let mut leaving = Vec::new();
-        for (id, mut member) in std::mem::take(&mut self.pods.members) {
-            match member.state {
-                State::Enrolled(mut enrolled) => {
-                    self.withdraw(&mut enrolled);
-                    leaving.push((id, member.workload, enrolled, member.since));
-                }
-                state => {
-                    member.state = state;
-                    self.pods.members.insert(id, member);
-                }
-            }
-        }
-        if !leaving.is_empty() {
-            tokio::time::sleep(LAST_REDIRECTED).await;
-        }
-        for (id, workload, enrolled, since) in leaving {
-            let place = self.close_there(*enrolled).await;
-            let state = State::Retired { place, reason: reason.to_owned() };
-            self.pods.members.insert(id, Member { workload, state, since });
         }
     }
 
