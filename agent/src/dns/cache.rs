@@ -16,8 +16,8 @@ const ENTRY_BYTES: usize = 200;
 /// network namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Source {
-    /// The configured resolvers, for everybody.
-    Upstreams,
+    /// The configured resolvers, for everybody; their number changes when they do.
+    Upstreams(u64),
     /// The resolver that was asked, from the place with this id.
     Asked(u64, IpAddr),
 }

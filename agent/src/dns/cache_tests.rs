@@ -9,7 +9,7 @@ fn sample(name: &str, ttl: u32) -> (Key, Rc<Response>) {
     let bytes = query(name);
     let query = Query::read(&bytes).expect("a query");
     let response = query.read_answer(&answer(&bytes, &[ttl]), &KEEP).expect("an answer");
-    (Key { source: Source::Upstreams, question: query.question.expect("a usual question") }, Rc::new(response))
+    (Key { source: Source::Upstreams(0), question: query.question.expect("a usual question") }, Rc::new(response))
 }
 
 #[test]

@@ -38,6 +38,8 @@ pub struct Responder {
     flights: RefCell<HashMap<Rc<Key>, Vec<Waiter>>>,
     /// Whose answers the cache holds.
     options: RefCell<Option<Arc<DnsOptions>>>,
+    /// Which upstreams they are: counted up whenever they change.
+    upstreams: Cell<u64>,
 }
 
 /// The sockets of one place.
@@ -58,6 +60,14 @@ struct Waiter {
     since: Instant,
     door: Rc<Door>,
     pending: Option<Pending>,
+}
+
+impl Waiter {
+    /// Whether `other` is the same client with the same question, asked again. The same addresses in another network
+    /// namespace are another client.
+    fn is_repeated_by(&self, other: &Self) -> bool {
+        Rc::ptr_eq(&self.socket, &other.socket) && self.way == other.way && self.query.id() == other.query.id()
+    }
 }
 
 /// Who is to be asked, and for whom the answer is good.
@@ -90,7 +100,7 @@ impl Door {
             receiving.abort();
         }
         let id = self.place.id();
-        responder.cache.borrow_mut().forget(|source| matches!(source, Source::Asked(place, _) if *place == id));
+        responder.forget(|source| matches!(source, Source::Asked(place, _) if *place == id));
     }
 }
 
@@ -122,7 +132,13 @@ async fn receive(socket: Rc<Listening>, door: std::rc::Weak<Door>, responder: Rc
 
 impl Responder {
     pub fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, cache: RefCell::default(), flights: RefCell::default(), options: RefCell::default() }
+        Self {
+            shared,
+            cache: RefCell::default(),
+            flights: RefCell::default(),
+            options: RefCell::default(),
+            upstreams: Cell::new(0),
+        }
     }
 
     fn stats(&self) -> &DnsStats {
@@ -174,12 +190,23 @@ impl Responder {
         if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, options)) {
             return;
         }
-        let mut cache = self.cache.borrow_mut();
         if current.as_ref().is_some_and(|current| current.upstreams != options.upstreams) {
-            cache.forget(|source| *source == Source::Upstreams);
+            // An answer of theirs that is still under way has the old number: nobody finds it any more.
+            self.upstreams.set(self.upstreams.get().wrapping_add(1));
+            self.forget(|source| matches!(source, Source::Upstreams(_)));
         }
-        cache.shrink(options.cache);
+        self.cache.borrow_mut().shrink(options.cache);
+        self.count_entries();
         *current = Some(options.clone());
+    }
+
+    fn forget(&self, which: impl Fn(&Source) -> bool) {
+        self.cache.borrow_mut().forget(which);
+        self.count_entries();
+    }
+
+    fn count_entries(&self) {
+        self.stats().cache_entries.set(i64::try_from(self.cache.borrow().len()).unwrap_or(i64::MAX));
     }
 
     fn is_for_us(&self, door: &Door, at: At, options: &DnsOptions) -> bool {
@@ -203,7 +230,7 @@ impl Responder {
     /// Whom to ask. `None`: nobody; what is to be said about it is said.
     fn course(&self, waiter: &Waiter, options: &DnsOptions) -> Option<Course> {
         let to_upstreams = |resolvers: &[SocketAddr]| Course {
-            source: Source::Upstreams,
+            source: Source::Upstreams(self.upstreams.get()),
             place: self.shared.host.clone(),
             resolvers: resolvers.to_vec(),
             attempts: options.attempts,
@@ -252,7 +279,7 @@ impl Responder {
         let key = Rc::new(key);
         let mut flights = self.flights.borrow_mut();
         if let Some(waiters) = flights.get(&key)
-            && waiters.iter().any(|other| other.way == waiter.way && other.query.id() == waiter.query.id())
+            && waiters.iter().any(|other| other.is_repeated_by(&waiter))
         {
             // The client has lost its patience; one answer is enough.
             return;
@@ -280,9 +307,10 @@ impl Responder {
                 for waiter in &waiters {
                     self.answer(waiter, &key, &response, None);
                 }
-                let mut cache = self.cache.borrow_mut();
-                cache.store((*key).clone(), response, Instant::now(), options.cache);
-                self.stats().cache_entries.set(i64::try_from(cache.len()).unwrap_or(i64::MAX));
+                if self.may_keep(&key) {
+                    self.cache.borrow_mut().store((*key).clone(), response, Instant::now(), options.cache);
+                    self.count_entries();
+                }
             }
             // Some resolvers say no more than that they did not understand.
             Some((None, code)) if code != ResponseCode::NoError => self.refuse(&waiters, &key, code),
@@ -294,6 +322,14 @@ impl Responder {
                 self.stats().queries_unanswered.inc();
                 self.refuse(&waiters, &key, ResponseCode::ServFail);
             }
+        }
+    }
+
+    /// Whether the resolvers that answered are still those of the configuration.
+    fn may_keep(&self, key: &Key) -> bool {
+        match key.source {
+            Source::Upstreams(number) => number == self.upstreams.get(),
+            Source::Asked(..) => true,
         }
     }
 
@@ -354,7 +390,7 @@ impl Responder {
         self.stats().query_time.observe(duration);
         if tracing::enabled!(tracing::Level::DEBUG) {
             let resolver = match &key.source {
-                Source::Upstreams => None,
+                Source::Upstreams(_) => None,
                 Source::Asked(_, resolver) => Some(resolver),
             };
             let pod = waiter.door.place.workload().map(|pod| pod.to_string());

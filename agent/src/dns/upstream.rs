@@ -20,9 +20,6 @@ use crate::kernel::Kernel;
 use crate::listener::TrafficDirection;
 use crate::place::Place;
 
-/// The longest message there is.
-const MESSAGE_BYTES: usize = 65_535;
-
 /// From where and with what patience resolvers are asked.
 pub struct Asking<'a> {
     /// Where the sockets are made.
@@ -95,7 +92,7 @@ impl Asking<'_> {
         socket.connect(&resolver.into())?;
         let socket = UdpSocket::from_std(socket.into())?;
         socket.send(bytes).await?;
-        let mut buffer = vec![0; MESSAGE_BYTES];
+        let mut buffer = vec![0; query.answer_room()];
         loop {
             let len = socket.recv(&mut buffer).await?;
             if query.is_answered_by(&buffer[..len], id) {

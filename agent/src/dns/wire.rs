@@ -187,7 +187,8 @@ impl Query {
         let question = HEADER_BYTES..self.question_end;
         bytes[question.clone()].copy_from_slice(&self.bytes[question]);
         self.append_own_opt(&mut bytes, response.rcode);
-        let limit = self.edns.map_or(PLAIN_UDP_BYTES, |edns| edns.udp_bytes.max(PLAIN_UDP_BYTES));
+        // More than it would get from a resolver it does not get over UDP, which has no room for all that TCP has.
+        let limit = self.edns.map_or(PLAIN_UDP_BYTES, |edns| edns.udp_bytes.clamp(PLAIN_UDP_BYTES, MAX_UDP_BYTES));
         if bytes.len() <= usize::from(limit) {
             return bytes;
         }
@@ -210,14 +211,29 @@ impl Query {
 
     /// Whether `bytes` answer this query when it was sent with the number `id`. Anybody may send anything to a socket.
     pub fn is_answered_by(&self, bytes: &[u8], id: u16) -> bool {
-        let header = word(bytes, 0) == Some(id) && word(bytes, 2).is_some_and(|flags| flags & QR != 0);
-        if self.question.is_none() {
-            return header;
+        let (Some(flags), Some([questions, ..])) = (word(bytes, 2), counts(bytes)) else { return false };
+        if word(bytes, 0) != Some(id) || flags & QR == 0 || (flags ^ self.flags()) & OPCODE != 0 {
+            return false;
         }
-        let question = bytes.get(HEADER_BYTES..self.question_end);
-        let same =
-            question.is_some_and(|found| found.eq_ignore_ascii_case(&self.bytes[HEADER_BYTES..self.question_end]));
-        header && same && counts(bytes).is_some_and(|[questions, ..]| questions == 1)
+        // Updates and notifications have sections of their own meaning. What is passed on byte for byte may be refused
+        // without its question.
+        let none = self.question.is_none() && questions == 0 && flags & RCODE != 0;
+        self.question_end == HEADER_BYTES || none || questions == 1 && self.has_question_of(bytes)
+    }
+
+    /// Whether the same is asked in `bytes`: names are equal in whatever case, types and classes are numbers.
+    fn has_question_of(&self, bytes: &[u8]) -> bool {
+        let kind = self.question_end - 4;
+        let (name, numbers) = (HEADER_BYTES..kind, kind..self.question_end);
+        let same_name = bytes.get(name.clone()).is_some_and(|found| found.eq_ignore_ascii_case(&self.bytes[name]));
+        same_name && bytes.get(numbers.clone()) == self.bytes.get(numbers)
+    }
+
+    /// Room that an answer over UDP takes at most.
+    pub fn answer_room(&self) -> usize {
+        // What is passed on tells the resolver how much its client takes.
+        let told = self.edns.filter(|_| self.question.is_none()).map_or(0, |edns| edns.udp_bytes);
+        usize::from(told.max(MAX_UDP_BYTES))
     }
 
     /// Reads an answer that [`Self::is_answered_by`]. `None`: it is malformed.

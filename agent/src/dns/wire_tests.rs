@@ -180,6 +180,36 @@ fn only_the_answer_to_this_question_is_one() {
     assert!(!asked.is_answered_by(&other, 0x1234), "another name");
     assert!(!asked.is_answered_by(&good[..good.len().min(14)], 99), "half a question");
     assert!(asked.is_answered_by(&answer(&query("WWW.test."), &[60]), 0x1234), "another case");
+    let of_type = |kind: u16| with(|message| _ = message.queries[0].set_query_type(RecordType::from(kind)));
+    let https = read(&of_type(65));
+    assert!(https.is_answered_by(&answer(&of_type(65), &[]), 0x1234));
+    assert!(!https.is_answered_by(&answer(&of_type(97), &[]), 0x1234), "as letters, 65 and 97 are A and a");
+    let mut notified = good.clone();
+    notified[2] |= 0x20;
+    assert!(!asked.is_answered_by(&notified, 99), "another kind of message");
+}
+
+#[test]
+fn the_answer_to_a_question_that_is_passed_on_is_to_that_question_too() {
+    let asked = read(&with(|message| message.metadata.recursion_desired = false));
+    assert!(asked.question.is_none());
+    assert!(asked.is_answered_by(&answer(asked.bytes(), &[60]), 0x1234));
+    assert!(!asked.is_answered_by(&answer(&query("wwx.test."), &[60]), 0x1234), "another name");
+    let header = |code: ResponseCode| bare(asked.bytes(), code);
+    assert!(asked.is_answered_by(&header(ResponseCode::FormErr), 0x1234), "refused without its question");
+    assert!(!asked.is_answered_by(&header(ResponseCode::NoError), 0x1234), "nothing is said of any question");
+    let update = read(&with(|message| message.metadata.op_code = OpCode::Update));
+    assert!(update.is_answered_by(&bare(update.bytes(), ResponseCode::NoError), 0x1234));
+}
+
+#[test]
+fn no_answer_is_longer_than_udp_takes() {
+    let greedy = read(&with(|message| message.edns = Some(edns(65_535))));
+    let response = greedy.read_answer(&answer(greedy.bytes(), &[60; 2000]), &KEEP).expect("an answer");
+    assert!(response.len() > 20_000);
+    let short = greedy.answer(&response, None);
+    assert!(short.len() <= 4096 && is_truncated(&short));
+    assert_eq!(greedy.answer_room(), 4096, "what we ask for ourselves");
 }
 
 #[test]
