@@ -27,7 +27,7 @@ use crate::tcp::{self, proxy::Job, reset_on_drop};
 use crate::telemetry::ResponseFlags;
 use crate::telemetry::metric::Active;
 use crate::telemetry::record::{ConnectionInfo, ConnectionRecord, Recording};
-use crate::telemetry::stats::ListenerStats;
+use crate::telemetry::stats::{ListenerStats, PodStats};
 use crate::worker::Worker;
 use crate::workload::Workload;
 
@@ -200,7 +200,7 @@ async fn route(
     let destination = behalf.original_dst.unwrap_or_else(|| OrigDstAddr::new(local));
     let (listener, _) = snapshot.listeners.dispatch(&accepting, destination);
     record.info.listener = Some(listener.name.clone());
-    let _counted = Counted::new(&listener.stats);
+    let _counted = Counted::new(&listener.stats, behalf.stats());
 
     let mut facts = ConnectionFacts::raw(destination, client);
     let Detection { findings, early, server_first, readiness } =
@@ -269,6 +269,10 @@ async fn http(
     };
     stats.downstream_cx_rx_bytes_total.add(end.bytes_received);
     stats.downstream_cx_tx_bytes_total.add(end.bytes_sent);
+    if let Some(pod) = behalf.stats() {
+        pod.downstream_cx_rx_bytes_total.add(end.bytes_received);
+        pod.downstream_cx_tx_bytes_total.add(end.bytes_sent);
+    }
     record.bytes_received = end.bytes_received;
     record.bytes_sent = end.bytes_sent;
     record.requests = end.requests;
@@ -277,17 +281,26 @@ async fn http(
     Ok(())
 }
 
-/// Counts a connection in the statistics of the listener that serves it, until it is dropped.
+/// Counts a connection in the statistics of the listener that serves it, and of its pod, until it is dropped.
 struct Counted<'a> {
     stats: &'a ListenerStats,
     since: Instant,
     _active: Active<'a>,
+    _active_of_pod: Option<Active<'a>>,
 }
 
 impl<'a> Counted<'a> {
-    fn new(stats: &'a ListenerStats) -> Self {
+    fn new(stats: &'a ListenerStats, pod: Option<&'a PodStats>) -> Self {
         stats.downstream_cx_total.inc();
-        Self { stats, since: Instant::now(), _active: Active::new(&stats.downstream_cx_active) }
+        if let Some(pod) = pod {
+            pod.downstream_cx_total.inc();
+        }
+        Self {
+            stats,
+            since: Instant::now(),
+            _active: Active::new(&stats.downstream_cx_active),
+            _active_of_pod: pod.map(|pod| Active::new(&pod.downstream_cx_active)),
+        }
     }
 }
 

@@ -17,6 +17,7 @@ use crate::addr::OrigDstAddr;
 use crate::drain::Drain;
 use crate::listener::TrafficDirection;
 use crate::netns::{Netns, NetnsThread};
+use crate::telemetry::stats::{PodStats, PodTraffic};
 use crate::workload::Workload;
 
 /// One network namespace from which connections are served.
@@ -29,6 +30,7 @@ pub struct Place {
 struct Inside {
     netns: Arc<Netns>,
     thread: NetnsThread,
+    traffic: Arc<PodTraffic>,
 }
 
 impl Place {
@@ -40,7 +42,11 @@ impl Place {
     /// The namespace of `workload`.
     pub fn of(workload: Arc<Workload>, netns: Arc<Netns>, thread: NetnsThread) -> Arc<Self> {
         let workload = ArcSwapOption::new(Some(workload));
-        Arc::new(Self { inside: Some(Inside { netns, thread }), workload, gone: SetOnce::new() })
+        Arc::new(Self {
+            inside: Some(Inside { netns, thread, traffic: Arc::default() }),
+            workload,
+            gone: SetOnce::new(),
+        })
     }
 
     /// The cookie of its namespace; 0 for the agent's own. Two places with the same id are the same namespace.
@@ -58,6 +64,12 @@ impl Place {
         self.workload.load_full()
     }
 
+    /// Statistics of its workload, from zero for each place; `None` for the agent's own namespace, whose connections the
+    /// listeners' statistics count.
+    pub fn traffic(&self) -> Option<&Arc<PodTraffic>> {
+        self.inside.as_ref().map(|inside| &inside.traffic)
+    }
+
     /// The runtime tells of its workload anew (labels and annotations change).
     pub fn rename(&self, workload: Arc<Workload>) {
         self.workload.store(Some(workload));
@@ -70,7 +82,7 @@ impl Place {
     pub async fn run<R: Send + 'static>(&self, job: impl FnOnce() -> R + Send + 'static) -> io::Result<R> {
         match &self.inside {
             None => Ok(job()),
-            Some(Inside { netns, thread }) => thread.run(netns, job).await,
+            Some(Inside { netns, thread, .. }) => thread.run(netns, job).await,
         }
     }
 
@@ -127,6 +139,11 @@ impl Behalf {
             () = drain.closing() => "drain deadline",
             () = self.place.gone() => "the workload is gone",
         }
+    }
+
+    /// Statistics of the pod whose connection is served; `None` outside of pods.
+    pub fn stats(&self) -> Option<&PodStats> {
+        self.place.traffic().map(|traffic| traffic.of(self.direction))
     }
 
     /// Its own: health checks and name resolution, from its own namespace.

@@ -105,6 +105,61 @@ fn two_pods_talk_through_the_agent_and_records_name_both() {
     );
 }
 
+/// The value in the exposition of a pod's statistic; `None` when it is not there. `more` are labels besides its own.
+fn pod_metric(agent: &Agent, name: &str, pod: &str, direction: &str, more: &str) -> Option<u64> {
+    let (_, text) = agent.get("/stats/prometheus").expect("metrics");
+    let series =
+        format!("waylay_pod_downstream_{name}{{namespace=\"docker\",pod=\"{pod}\",direction=\"{direction}\"{more}}} ");
+    text.lines().find_map(|line| line.strip_prefix(&series)?.parse().ok())
+}
+
+#[test]
+fn the_traffic_of_a_pod_is_counted_by_direction_until_the_pod_is_gone() {
+    let world = World::new();
+    let node = Node::new(&world);
+    let (web, shop) = (node.pod("web", INJECT), node.pod("shop", INJECT));
+    let origins = (shop.origin("shop", "0.0.0.0:8080"), shop.origin("bytes", "0.0.0.0:9000"));
+    let agent = world.agent(&config(&node));
+    wait_enrolled(&agent, &["shop", "web"]);
+    assert_eq!(pod_metric(&agent, "cx_total", "shop", "inbound", ""), Some(0));
+
+    let ends = [("web", "outbound"), ("shop", "inbound")];
+    get(&web, &format!("http://{}:9000/", shop.ip));
+    let records = agent.wait_records("connection", 2);
+    for (pod, direction) in ends {
+        let value = |name| pod_metric(&agent, name, pod, direction, "");
+        let record = records.iter().find(|record| record["direction"] == direction).expect(direction);
+        let (received, sent) = (record["bytes_received"].as_u64(), record["bytes_sent"].as_u64());
+        assert!(received > Some(20) && sent > Some(20), "{record:#}");
+        assert_eq!((value("cx_total"), value("cx_active"), value("rq_total")), (Some(1), Some(0), Some(0)), "{pod}");
+        assert_eq!((value("cx_rx_bytes_total"), value("cx_tx_bytes_total")), (received, sent), "{pod} {direction}");
+    }
+
+    let before = pod_metric(&agent, "cx_rx_bytes_total", "web", "outbound", "");
+    get(&web, &format!("http://{}:8080/", shop.ip));
+    get(&web, &format!("http://{}:8080/", shop.ip));
+    agent.wait_records("request", 4);
+    for (pod, direction) in ends {
+        let value = |name| pod_metric(&agent, name, pod, direction, "");
+        assert_eq!(value("rq_total"), Some(2), "{pod} {direction}");
+        let of_class =
+            |class| pod_metric(&agent, "rq_xx", pod, direction, &format!(",response_code_class=\"{class}\""));
+        assert_eq!((of_class(2), of_class(5)), (Some(2), Some(0)), "{pod} {direction}");
+    }
+    // The client has closed both; what the agent keeps open for the next request is open at the other pod.
+    let of_web = |name| pod_metric(&agent, name, "web", "outbound", "");
+    eventually("no connection is open", || of_web("cx_active") == Some(0));
+    assert!(of_web("cx_total") == Some(3) && of_web("cx_rx_bytes_total") > before);
+    assert!(pod_metric(&agent, "cx_active", "shop", "inbound", "") > Some(0), "kept for the next request");
+    assert_eq!(pod_metric(&agent, "cx_total", "shop", "outbound", ""), Some(0), "it connected to nobody");
+
+    drop(origins);
+    drop(shop);
+    wait_enrolled(&agent, &["web"]);
+    assert_eq!(pod_metric(&agent, "cx_total", "shop", "inbound", ""), None);
+    assert_eq!(pod_metric(&agent, "cx_total", "web", "outbound", ""), Some(3), "the others keep theirs");
+}
+
 #[test]
 fn an_application_that_listens_on_loopback_only_or_on_the_pods_address_only_is_reached() {
     let world = World::new();
@@ -236,6 +291,7 @@ fn a_changed_label_retires_a_pod_and_enrols_it_again() {
     wait_enrolled(&agent, &["web"]);
     get(&web, &url);
     agent.wait_records("request", 2);
+    assert_eq!(pod_metric(&agent, "cx_total", "web", "outbound", ""), Some(2), "its statistics go on");
 }
 
 #[test]

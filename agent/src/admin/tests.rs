@@ -294,6 +294,7 @@ fn pods_are_listed_by_name_with_what_became_of_them() {
         reason: reason.map(str::to_owned),
         netns_cookie: (state == EnrolmentState::Enrolled).then_some(42),
         since: std::time::SystemTime::UNIX_EPOCH,
+        traffic: (state == EnrolmentState::Enrolled).then(Arc::default),
     };
     assert_eq!(world.ask("GET", "/pods"), (200, String::new()));
     let shared = world.running.as_ref().expect("running").shared();
@@ -306,6 +307,9 @@ fn pods_are_listed_by_name_with_what_became_of_them() {
     for line in ["waylay_pods_known{state=\"enrolled\"} 1", "waylay_pods_known{state=\"failed\"} 0"] {
         assert!(metrics.lines().any(|found| found == line), "{line}\nin\n{metrics}");
     }
+    let (_, stats) = world.ask("GET", r"/stats?filter=^pod\.");
+    assert!(stats.contains("pod.shop/web-1.outbound.downstream_cx_total: 0\n"), "{stats}");
+    assert!(!stats.contains("db-1"), "{stats}");
     let pods = &world.json("/pods?format=json")["pods"];
     assert_eq!((&pods[1]["name"], &pods[1]["netns_cookie"]), (&"web-1".into(), &42.into()));
     assert_eq!((&pods[0]["state"], &pods[0]["since"]), (&"skipped".into(), &"1970-01-01T00:00:00.000Z".into()));

@@ -60,6 +60,9 @@ impl Exchange {
         stats.downstream_rq_total.inc();
         stats.downstream_rq_active.inc();
         if http1 { &stats.downstream_rq_http1_total } else { &stats.downstream_rq_http2_total }.inc();
+        if let Some(pod) = connection.behalf.stats() {
+            pod.downstream_rq_total.inc();
+        }
         connection.begin_request();
         Self {
             record: Recording::new(new_record(connection, head), connection.worker.shared.records.clone()),
@@ -153,6 +156,9 @@ impl Drop for Exchange {
             4 => stats.downstream_rq_4xx.inc(),
             5 => stats.downstream_rq_5xx.inc(),
             _ => {}
+        }
+        if let Some(pod) = self.connection.behalf.stats() {
+            pod.count_response(self.record.status);
         }
         self.connection.end_request();
     }

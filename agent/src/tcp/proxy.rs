@@ -111,11 +111,16 @@ async fn proxy(
         }
     };
     record.endpoint = Some(endpoint.address);
+    let pod = behalf.stats();
     let account = |moved: Moved| {
         record.bytes_received += moved.from_client;
         record.bytes_sent += moved.to_client;
         stats.downstream_cx_rx_bytes_total.add(moved.from_client);
         stats.downstream_cx_tx_bytes_total.add(moved.to_client);
+        if let Some(pod) = pod {
+            pod.downstream_cx_rx_bytes_total.add(moved.from_client);
+            pod.downstream_cx_tx_bytes_total.add(moved.to_client);
+        }
         cluster.stats.upstream_cx_tx_bytes_total.add(moved.to_endpoint);
         cluster.stats.upstream_cx_rx_bytes_total.add(moved.from_endpoint);
     };

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::metric::{Counter, Gauge, Histogram, Metric};
+use crate::listener::TrafficDirection;
 
 /// Declares a group of statistics: a struct with a public field each, and a visitor over all of them.
 macro_rules! stats {
@@ -190,6 +191,55 @@ stats!(
         query_time: Histogram = "From the arrival of a question to its answer",
     }
 );
+
+stats!(
+    /// Statistics of one direction of one enrolled pod, `pod.<namespace>/<name>.<direction>.`
+    PodStats {
+        downstream_cx_total: Counter = "Connections of this pod that were served",
+        downstream_cx_active: Gauge = "Connections of this pod that are open now",
+        downstream_cx_rx_bytes_total: Counter = "Bytes received from the clients of this pod's connections",
+        downstream_cx_tx_bytes_total: Counter = "Bytes sent to the clients of this pod's connections",
+        downstream_rq_total: Counter = "Requests on this pod's connections",
+        downstream_rq_1xx: Counter = "Responses with status 1xx",
+        downstream_rq_2xx: Counter = "Responses with status 2xx",
+        downstream_rq_3xx: Counter = "Responses with status 3xx",
+        downstream_rq_4xx: Counter = "Responses with status 4xx",
+        downstream_rq_5xx: Counter = "Responses with status 5xx",
+    }
+);
+
+impl PodStats {
+    /// A request has ended; `status` is 0 when it was not answered.
+    pub fn count_response(&self, status: u16) {
+        match status / 100 {
+            1 => self.downstream_rq_1xx.inc(),
+            2 => self.downstream_rq_2xx.inc(),
+            3 => self.downstream_rq_3xx.inc(),
+            4 => self.downstream_rq_4xx.inc(),
+            5 => self.downstream_rq_5xx.inc(),
+            _ => {}
+        }
+    }
+}
+
+/// Statistics of one enrolled pod. They belong to its enrolment and go with it: see [`crate::place::Place`].
+#[derive(Debug, Default)]
+pub struct PodTraffic {
+    /// Of what it sends.
+    pub outbound: PodStats,
+    /// Of what it receives.
+    pub inbound: PodStats,
+}
+
+impl PodTraffic {
+    /// Of one direction.
+    pub fn of(&self, direction: TrafficDirection) -> &PodStats {
+        match direction {
+            TrafficDirection::Outbound => &self.outbound,
+            TrafficDirection::Inbound => &self.inbound,
+        }
+    }
+}
 
 /// What the statistics of one kind are filed under.
 type Group<K, T> = Mutex<BTreeMap<K, Arc<T>>>;

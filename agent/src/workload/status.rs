@@ -8,10 +8,11 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 use super::Workload;
+use crate::telemetry::stats::PodTraffic;
 use crate::telemetry::text::timestamp;
 
 /// One workload that a runtime told of.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct EnrolmentStatus {
     /// As last heard.
     pub workload: Arc<Workload>,
@@ -23,6 +24,8 @@ pub struct EnrolmentStatus {
     pub netns_cookie: Option<u64>,
     /// When it came into this state.
     pub since: SystemTime,
+    /// Statistics of its connections; also while those that are open are served on after it was enrolled.
+    pub traffic: Option<Arc<PodTraffic>>,
 }
 
 /// What became of a workload.

@@ -92,6 +92,15 @@ pub(super) struct Member {
 }
 
 impl Member {
+    /// Where its connections are served.
+    fn place(&self) -> Option<&Arc<Place>> {
+        match &self.state {
+            State::Enrolled(enrolled) => Some(&enrolled.place),
+            State::Retired { place, .. } | State::Failed { place: Some(place), .. } => Some(place),
+            State::Skipped(_) | State::Failed { place: None, .. } => None,
+        }
+    }
+
     /// Whether it was started anew, in another network namespace, under the same id: docker's containers are.
     fn has_moved(&self, now: &Workload) -> bool {
         let known = |workload: &Workload| (workload.pid, workload.netns_path.clone());
@@ -364,15 +373,11 @@ impl Serving {
 
     /// What the data path and the command line see of all this.
     pub(super) fn publish_pods(&self) {
-        let cookie = |member: &Member| match &member.state {
-            State::Enrolled(enrolled) => Some(enrolled.place.id()),
-            State::Retired { place, .. } | State::Failed { place: Some(place), .. } => Some(place.id()),
-            State::Skipped(_) | State::Failed { place: None, .. } => None,
-        };
         let members = self.pods.members.values();
+        let cookie = |member: &Member| member.place().map(|place| place.id());
         let workloads = Workloads::new(members.clone().map(|member| (member.workload.clone(), cookie(member))));
         self.shared.workloads.store(Arc::new(workloads));
-        let statuses: Vec<_> = members.map(|member| self.status(member, cookie(member))).collect();
+        let statuses: Vec<_> = members.map(|member| self.status(member)).collect();
         let enrolled = statuses
             .iter()
             .filter(|status| matches!(status.state, EnrolmentState::Enrolled | EnrolmentState::Provisional))
@@ -381,7 +386,7 @@ impl Serving {
         self.shared.enrolments.store(Arc::new(statuses));
     }
 
-    fn status(&self, member: &Member, netns_cookie: Option<u64>) -> EnrolmentStatus {
+    fn status(&self, member: &Member) -> EnrolmentStatus {
         let (state, reason) = match &member.state {
             State::Enrolled(_) if self.pods.announced.contains_key(&member.workload.id) => {
                 (EnrolmentState::Provisional, Some("announced by the network plugin".to_owned()))
@@ -390,7 +395,14 @@ impl Serving {
             State::Skipped(reason) | State::Retired { reason, .. } => (EnrolmentState::Skipped, Some(reason.clone())),
             State::Failed { reason, .. } => (EnrolmentState::Failed, Some(reason.clone())),
         };
-        EnrolmentStatus { workload: member.workload.clone(), state, reason, netns_cookie, since: member.since }
+        EnrolmentStatus {
+            workload: member.workload.clone(),
+            state,
+            reason,
+            netns_cookie: member.place().map(|place| place.id()),
+            since: member.since,
+            traffic: member.place().and_then(|place| place.traffic().cloned()),
+        }
     }
 
     /// Ports at which the agent answers for itself: never taken on the inbound side.
