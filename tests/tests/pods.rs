@@ -161,6 +161,40 @@ fn the_traffic_of_a_pod_is_counted_by_direction_until_the_pod_is_gone() {
 }
 
 #[test]
+fn explain_asks_the_running_agent_what_it_knows_of_a_pod_and_is_right() {
+    let world = World::new();
+    let node = Node::new(&world);
+    let (web, shop) = (node.pod("web", INJECT), node.pod("shop", &[("waylay.io/exclude-outbound-ports", "8080")]));
+    let _origin = web.origin("web", "0.0.0.0:8080");
+    let agent = world.agent(&config(&node));
+    wait_enrolled(&agent, &["web"]);
+    let explained = |pod: &str, dst: &str| -> Value {
+        let args = ["explain", "--pod", pod, "--dst", dst, "-o", "json", "http://web/"];
+        serde_json::from_str(&agent.cli(&args).success()).expect("JSON")
+    };
+    let (url, dst) = (format!("http://{}:8080/", web.ip), format!("{}:8080", web.ip));
+
+    let (taken, left) = (explained("docker/web", &dst), explained("docker/shop", &dst));
+    assert_eq!((&taken["pod"]["enrolled"], &taken["pod"]["taken"]), (&true.into(), &true.into()), "{taken:#}");
+    assert_eq!((&left["pod"]["enrolled"], &left["pod"]["select"]), (&false.into(), &Value::Null), "{left:#}");
+    assert_eq!(taken["listener"], "outbound_8080");
+    let unknown = agent.cli(&["explain", "--pod", "docker/nobody", "--dst", &dst, "http://web/"]).failure();
+    assert!(unknown.contains("knows of no pod docker/nobody"), "{unknown}");
+
+    shop.announce(&[("waylay.io/inject", "true"), ("waylay.io/exclude-outbound-ports", "8080")]);
+    wait_enrolled(&agent, &["shop", "web"]);
+    let excluded = explained("docker/shop", &dst);
+    assert_eq!(
+        (&excluded["pod"]["enrolled"], &excluded["pod"]["taken"]),
+        (&true.into(), &false.into()),
+        "{excluded:#}"
+    );
+    get(&shop, &url);
+    assert_eq!(pod_metric(&agent, "cx_total", "shop", "outbound", ""), Some(0), "as explained");
+    assert_eq!(pod_metric(&agent, "cx_total", "web", "inbound", ""), Some(1));
+}
+
+#[test]
 fn an_application_that_listens_on_loopback_only_or_on_the_pods_address_only_is_reached() {
     let world = World::new();
     let node = Node::new(&world);

@@ -3,14 +3,18 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use anyhow::bail;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use serde_json::Value;
 
+use super::client::{AdminClient, Socket};
 use super::output::{self, Format};
 use crate::config::{self, Source};
 use crate::explain::{Question, Url, explain};
 use crate::listener::TrafficDirection;
+use crate::server::decide;
 use crate::snapshot::Runtime;
 use crate::workload::Workload;
 
@@ -21,12 +25,14 @@ use crate::workload::Workload;
   waylay explain -c waylay.yaml --dst 10.0.0.9:8080 -H 'x-canary: true' http://shop.example/checkout
   waylay explain -c waylay.yaml --sni api.example.com --alpn h2 https://10.0.0.9/ -o json
   waylay explain -c waylay.yaml --inbound --source-pod shop/web-1 --source-label app=web http://10.42.0.7:8080/
+  waylay explain -c waylay.yaml --pod shop/web-1 --label waylay.io/inject=true --dst 10.96.0.7:5432 http://db/
+  waylay explain --pod shop/web-1 --inbound --src 10.42.0.5:4000 --dst 10.42.0.7:8080 http://web/
 
 Nothing is sent. The matching is the agent's own code; health is not known, so that every endpoint counts as usable.")]
 pub struct Args {
-    /// The configuration
+    /// The configuration; without, that of the running agent, from the file as it is now
     #[arg(short, long, value_name = "FILE")]
-    config: PathBuf,
+    config: Option<PathBuf>,
 
     /// Where the client connects to; by default the URL's host and port
     #[arg(long, value_name = "IP:PORT")]
@@ -56,9 +62,25 @@ pub struct Args {
     #[arg(long, value_name = "NAMESPACE/NAME", value_parser = pod)]
     source_pod: Option<Workload>,
 
-    /// A label of that pod
-    #[arg(long = "source-label", value_name = "NAME=VALUE", value_parser = label, requires = "source_pod")]
+    /// A label of that pod; going out, that is the one of --pod when there is no --source-pod
+    #[arg(long = "source-label", value_name = "NAME=VALUE", value_parser = label)]
     source_labels: Vec<(String, String)>,
+
+    /// The pod whose connection it is: would it be enrolled, by which rows, and the connection taken? Without --config
+    /// the running agent says what its labels and annotations are
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = pod)]
+    pod: Option<Workload>,
+
+    /// A label of --pod
+    #[arg(long = "label", value_name = "NAME=VALUE", value_parser = label, requires = "pod")]
+    labels: Vec<(String, String)>,
+
+    /// An annotation of --pod
+    #[arg(long = "annotation", value_name = "NAME=VALUE", value_parser = label, requires = "pod")]
+    annotations: Vec<(String, String)>,
+
+    #[command(flatten)]
+    socket: Socket,
 
     /// The number that fractions, weights and random balancing draw with
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -105,16 +127,45 @@ impl Args {
     /// Prints the answer.
     ///
     /// # Errors
-    /// The configuration is not valid.
+    /// The configuration is not valid; without one, no agent answers, or it knows nothing of the pod.
     pub fn run(self) -> anyhow::Result<()> {
+        if self.source_pod.is_none() && !self.source_labels.is_empty() && (self.inbound || self.pod.is_none()) {
+            wrong_usage("--source-label needs --source-pod NAMESPACE/NAME");
+        }
         if self.dst.is_none() && !self.url.has_host() {
             wrong_usage("a URL without a host needs --dst IP:PORT");
         }
         if self.headers.iter().filter(|(name, _)| name == http::header::HOST).count() > 1 {
             wrong_usage("a request has one Host header");
         }
-        let loaded = config::load(&Source::File(self.config.clone()), &Runtime::default(), 1)?;
-        let question = Question {
+        let (config, pod) = match &self.config {
+            Some(config) => (config.clone(), self.pod.clone().map(imagined)),
+            None => running(&AdminClient::new(&self.socket)?, self.pod.as_ref())?,
+        };
+        let loaded = config::load(&Source::File(config), &Runtime::default(), 1)?;
+        let output = self.output;
+        let question = self.question(pod);
+        let answer = explain(&loaded.snapshot, &question);
+        match output {
+            Format::Table => output::print(&answer.text()),
+            Format::Json => output::print_json(&answer),
+        }
+    }
+
+    fn question(self, pod: Option<Workload>) -> Question {
+        let direction = if self.inbound { TrafficDirection::Inbound } else { TrafficDirection::Outbound };
+        let pod = pod.map(|mut pod| {
+            pod.labels.extend(self.labels);
+            pod.annotations.extend(self.annotations);
+            if self.source_pod.is_none() {
+                pod.labels.extend(self.source_labels.clone());
+            }
+            pod
+        });
+        let named = self.source_pod.map(|pod| Workload { labels: self.source_labels.into_iter().collect(), ..pod });
+        // What goes out comes from the pod itself.
+        let source_pod = named.or_else(|| pod.clone().filter(|_| direction == TrafficDirection::Outbound));
+        Question {
             url: self.url,
             dst: self.dst,
             src: self.src,
@@ -130,14 +181,53 @@ impl Args {
                 headers
             },
             random: self.random,
-            direction: if self.inbound { TrafficDirection::Inbound } else { TrafficDirection::Outbound },
-            source_pod: self.source_pod.map(|pod| Workload { labels: self.source_labels.into_iter().collect(), ..pod }),
-        };
-        let answer = explain(&loaded.snapshot, &question);
-        match self.output {
-            Format::Table => output::print(&answer.text()),
-            Format::Json => output::print_json(&answer),
+            direction,
+            source_pod,
+            node: if pod.is_some() { decide::node_addresses() } else { Vec::new() },
+            pod,
         }
+    }
+}
+
+/// A pod of which only the command line tells: it is taken for one that runs, in a network namespace of its own.
+fn imagined(pod: Workload) -> Workload {
+    Workload { pid: Some(std::process::id()), ..pod }
+}
+
+/// The configuration of the running agent, and what it knows of the pod.
+fn running(agent: &AdminClient, pod: Option<&Workload>) -> anyhow::Result<(PathBuf, Option<Workload>)> {
+    let info = agent.json("/server_info")?;
+    let config = info["command_line_options"]["config_path"].as_str().unwrap_or_default();
+    let config = PathBuf::from(config);
+    if !config.is_file() {
+        bail!(
+            "the running agent has its configuration from {}, which cannot be read here: give --config",
+            config.display()
+        );
+    }
+    let Some(pod) = pod else { return Ok((config, None)) };
+    let pods = agent.json("/pods?format=json")?;
+    let is_it = |row: &&Value| row["namespace"] == *pod.namespace && row["name"] == *pod.name;
+    let row = pods["pods"].as_array().into_iter().flatten().find(is_it);
+    let Some(row) = row else {
+        bail!("the running agent knows of no pod {pod}: `waylay pods` lists them; with --config any may be asked for");
+    };
+    Ok((config, Some(told(row, pod))))
+}
+
+/// A pod as the agent tells of it.
+fn told(row: &Value, pod: &Workload) -> Workload {
+    let map = |field: &str| {
+        let pairs = row[field].as_object().into_iter().flatten();
+        pairs.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned()))).collect()
+    };
+    Workload {
+        labels: map("labels"),
+        annotations: map("annotations"),
+        pid: row["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()),
+        netns_path: row["netns_path"].as_str().map(PathBuf::from),
+        host_network: row["host_network"] == true,
+        ..pod.clone()
     }
 }
 

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use super::text::Section;
-use super::{Explanation, Question, taken};
+use super::{Explanation, Question, pod, taken};
 use crate::addr::{ClientAddr, OrigDstAddr};
 use crate::listener::TrafficDirection;
 use crate::listener::chain::trace::{Branch, Trace};
@@ -90,7 +90,10 @@ fn describe(
         let with = if labels.is_empty() { "no labels".to_owned() } else { labels.join(", ") };
         section.details.push(format!("it comes from pod {pod} with {with}"));
     }
-    if let (Ok(_), Some(intercept)) = (question.destination(), &snapshot.intercept) {
+    if let Some(pod) = &question.pod {
+        let known = question.destination().is_ok().then_some(destination);
+        pod::explain(snapshot, question, pod, (known, client), answer);
+    } else if let (Ok(_), Some(intercept)) = (question.destination(), &snapshot.intercept) {
         section.details.extend(taken::remarks(intercept, question, destination, client));
     }
 }

@@ -6,6 +6,7 @@
 
 mod connection;
 mod endpoint;
+mod pod;
 mod question;
 mod request;
 mod taken;
@@ -22,6 +23,7 @@ use crate::listener::{NetworkFilter, TcpProxy};
 use crate::snapshot::Snapshot;
 use crate::telemetry::flags::ResponseFlags;
 
+pub use pod::PodAnswer;
 pub use question::{Question, QuestionError, Url};
 
 use connection::Arrived;
@@ -59,6 +61,8 @@ pub struct Explanation {
     pub direction: &'static str,
     /// The pod that it comes from, `namespace/name`.
     pub source_pod: Option<String>,
+    /// Whose connection it is, when that was asked: whether it is enrolled, and the connection taken.
+    pub pod: Option<PodAnswer>,
     /// The way, for people.
     #[serde(skip)]
     sections: Vec<Section>,

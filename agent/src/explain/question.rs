@@ -35,6 +35,11 @@ pub struct Question {
     pub direction: TrafficDirection,
     /// The pod that the connection comes from, when it is one and known.
     pub source_pod: Option<Workload>,
+    /// The pod whose connection it is, when it is asked whether that is taken: the one that connects, or the one that it
+    /// arrives at.
+    pub pod: Option<Workload>,
+    /// This node's own addresses, which its probes come from.
+    pub node: Vec<IpAddr>,
 }
 
 impl Question {
@@ -52,6 +57,8 @@ impl Question {
             random: 0,
             direction: TrafficDirection::Outbound,
             source_pod: None,
+            pod: None,
+            node: Vec::new(),
         }
     }
 

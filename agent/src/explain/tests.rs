@@ -106,7 +106,7 @@ fn the_json_has_every_field_and_null_for_what_does_not_apply() {
         "route": 2, "action": "route", "cluster": "default-svc", "endpoint": "127.0.0.1:9004",
         "status": null, "location": null,
         "upstream": {"method": "PUT", "path": "/checkout/cart", "host": "10.0.0.1:8080", "headers": json["upstream"]["headers"]},
-        "response_flags": null, "direction": "outbound", "source_pod": null,
+        "response_flags": null, "direction": "outbound", "source_pod": null, "pod": null,
     });
     assert_eq!(json, expected);
     let fields: Vec<_> = json.as_object().expect("object").keys().cloned().collect();
@@ -314,4 +314,79 @@ fn it_is_said_why_the_kernel_leaves_a_connection_alone() {
     assert!(outside.contains("intercept.pods.select does not select the pod by these labels"), "{outside}");
     let nobody = answer_of(SHOP, &arriving("http://10.42.0.9:8080/", None)).text();
     assert!(nobody.contains("none: no bound listener has traffic_direction inbound"), "{nobody}");
+}
+
+fn enrolled_pod(annotations: &[(&str, &str)]) -> Workload {
+    let labels = [("waylay.io/inject", "true")];
+    let pairs = annotations.iter().map(|(name, value)| (name.to_string(), value.to_string()));
+    let found = pod("shop", "web-1", &labels).expect("a pod");
+    Workload { annotations: pairs.collect(), pid: Some(1), ..found }
+}
+
+#[track_caller]
+fn check_pod(question: Question, pod: Workload, expected: Value) -> Explanation {
+    let node = vec!["192.0.2.1".parse().expect("address"), "10.42.0.1".parse().expect("address")];
+    let answer = answer_of(PODS, &Question { pod: Some(pod), node, ..question });
+    let found = serde_json::to_value(&answer.pod).expect("JSON");
+    for (field, value) in expected.as_object().expect("an object") {
+        assert_eq!(&found[field], value, "{field} of {found:#}\n{}", answer.text());
+    }
+    answer
+}
+
+#[test]
+fn a_pod_is_enrolled_by_the_rows_that_are_named_or_it_is_said_why_not() {
+    let out = || ask("http://10.0.0.1:5432/");
+    let answer = check_pod(
+        out(),
+        enrolled_pod(&[]),
+        json!({"name": "shop/web-1", "enrolled": true, "reason": null, "select": 0, "policy": null, "taken": true}),
+    );
+    let text = answer.text();
+    for line in ["pod           shop/web-1: enrolled", "kernel        takes it"] {
+        assert!(text.lines().any(|found| found.split_whitespace().eq(line.split_whitespace())), "{line}\n{text}");
+    }
+    assert!(text.contains("not intercept.pods.policies[0]: its name is web-1, wants batch-*"), "{text}");
+    let batch = Workload { name: "batch-1".into(), ..enrolled_pod(&[]) };
+    check_pod(out(), batch.clone(), json!({"enrolled": true, "policy": 0, "taken": true}));
+    let reason = "intercept.pods.policies[0].outbound, with the pod's annotations, does not include it";
+    check_pod(ask("http://10.0.0.1:80/"), batch, json!({"taken": false, "taken_reason": reason}));
+    let unlabelled = Workload { labels: std::collections::BTreeMap::new(), ..enrolled_pod(&[]) };
+    let reason = "no row of intercept.pods.select matches it";
+    check_pod(out(), unlabelled, json!({"enrolled": false, "reason": reason, "select": null, "taken": false}));
+    let refused = enrolled_pod(&[("waylay.io/inject", "false")]);
+    check_pod(out(), refused, json!({"enrolled": false, "reason": "its annotation waylay.io/inject is \"false\""}));
+    let host_network = Workload { host_network: true, ..enrolled_pod(&[]) };
+    check_pod(out(), host_network, json!({"enrolled": false}));
+    let named = Question { dst: None, ..ask("http://db.example:5432/") };
+    check_pod(named, enrolled_pod(&[]), json!({"enrolled": true, "taken": null}));
+}
+
+#[test]
+fn what_the_kernel_takes_of_a_pod_follows_from_its_rules_and_the_agents_own() {
+    let out = |dst: &str| ask(&format!("http://{dst}/"));
+    let from = |src: &str, url: &str| Question { src: Some(src.parse().expect("address")), ..arriving(url, None) };
+    let own = "port 15006 is one of the agent's own";
+    let loopback = "what a pod says to itself by way of loopback is its own matter, unless a rule's cidr names it";
+    let not_included = "intercept.inbound, with the pod's annotations, does not include it";
+    let excluded = "intercept.outbound, or an annotation of the pod, excludes it";
+    let node = "10.42.0.1 is an address of this machine, and intercept.inbound.from_node is pass";
+    let off = "there is no intercept.inbound, or the pod's annotations say that nothing that arrives is taken";
+    let any_port: &[_] = &[("waylay.io/include-inbound-ports", "1-65535")];
+    for (question, annotations, reason) in [
+        (out("10.0.0.1:5432"), &[][..], None),
+        (out("10.0.0.1:5432"), &[("waylay.io/exclude-outbound-ports", "5000-6000")], Some(excluded)),
+        (out("127.0.0.1:5432"), &[], Some(loopback)),
+        (from("10.42.0.5:4000", "http://10.42.0.9:8080/"), &[], None),
+        (from("10.42.0.5:4000", "http://10.42.0.9:9090/"), &[], Some(not_included)),
+        (from("192.0.2.9:4000", "http://10.42.0.9:8080/"), &[], Some(not_included)),
+        (from("10.42.0.1:4000", "http://10.42.0.9:8080/"), &[], Some(node)),
+        (from("10.42.0.5:4000", "http://10.42.0.9:9090/"), any_port, None),
+        (from("10.42.0.5:4000", "http://10.42.0.9:15006/"), any_port, Some(own)),
+        (from("10.42.0.5:4000", "http://10.42.0.9:8080/"), &[("waylay.io/inbound", "off")], Some(off)),
+    ] {
+        let expected = json!({"enrolled": true, "taken": reason.is_none(), "taken_reason": reason});
+        let answer = check_pod(question, enrolled_pod(annotations), expected);
+        assert!(answer.listener.is_some(), "the way is told in any case");
+    }
 }

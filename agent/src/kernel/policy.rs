@@ -167,6 +167,14 @@ impl Compiled {
         &self.nodes
     }
 
+    /// What the kernel finds for `ip`: the rules at the longest prefix that contains it, and nothing else.
+    #[must_use]
+    pub fn rules_at(&self, ip: IpAddr) -> Option<&PortRules> {
+        let host = Prefix { bits: u128::from_be_bytes(Ip::from(ip).octets()), len: 128 };
+        let around = self.nodes.iter().filter(|node| node.prefix.contains(&host));
+        around.max_by_key(|node| node.prefix.len).map(|node| &node.rules)
+    }
+
     /// Would any IPv4 connection be redirected?
     #[must_use]
     pub fn intercepts_v4(&self) -> bool {

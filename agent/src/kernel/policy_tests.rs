@@ -11,15 +11,8 @@ fn rule(cidr: &str, ports: &[RangeInclusive<u16>]) -> Rule {
     Rule { cidr, ports: ports.to_vec() }
 }
 
-/// What the kernel does: the longest prefix that contains the address, and nothing else.
-fn longest_prefix(compiled: &Compiled, ip: IpAddr) -> &PortRules {
-    let host = Prefix { bits: u128::from_be_bytes(Ip::from(ip).octets()), len: 128 };
-    let nodes = compiled.nodes().iter().filter(|node| node.prefix.contains(&host));
-    &nodes.max_by_key(|node| node.prefix.len).unwrap().rules
-}
-
 fn compiled_says(compiled: &Compiled, ip: IpAddr, port: u16) -> bool {
-    let rules = longest_prefix(compiled, ip);
+    let rules = compiled.rules_at(ip).expect("a root for each family");
     rules.includes(port) && !rules.excludes(port)
 }
 

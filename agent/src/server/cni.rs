@@ -8,8 +8,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Serving;
-use super::pods::decide::{self, Known};
-use super::pods::{Announced, DEPARTING_FOR, ENROLS_NO_PODS, State, WorkloadId};
+use super::pods::decide::{self, ENROLS_NO_PODS, Known};
+use super::pods::{Announced, DEPARTING_FOR, State, WorkloadId};
 use crate::workload::cni::{CniAdd, CniAnswer, CniDel};
 
 /// How long a pod that the plugin announced may stay unknown to its runtime. The network is the last that is made of a

@@ -35,6 +35,7 @@ use crate::worker::{OwnListeners, Shared};
 use crate::workload::cni::{CniAdd, CniAnswer, CniDel};
 
 pub use bind::{BindError, Ports};
+pub(crate) use pods::decide;
 
 use accept::WorkerThread;
 use bind::{Bound, bind};

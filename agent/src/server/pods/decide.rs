@@ -1,22 +1,25 @@
 //! Whether a workload is enrolled, and what is taken of it: the configuration's and the workload's own word, and the
 //! agent's ports, which are never taken.
 //!
-//! Before: [`super`]. After: [`crate::workload::select`], which knows the rules.
+//! Before: [`super`], and `waylay explain`, which asks the same. After: [`crate::workload::select`], which knows the rules.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use nix::ifaddrs::getifaddrs;
 
 use crate::kernel::{Policy, Rule};
-use crate::snapshot::{Intercept, Pods};
+use crate::snapshot::{Admin, Intercept, Pods};
 use crate::workload::{Decision, Selector, Workload, select};
+
+/// Nothing is configured for pods.
+pub(crate) const ENROLS_NO_PODS: &str = "this agent enrols no pods";
 
 /// What is known of a workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::server) enum Known {
+pub(crate) enum Known {
     /// All that its runtime tells.
     Whole,
     /// What the network plugin tells: no labels, and annotations perhaps.
@@ -27,7 +30,7 @@ pub(in crate::server) enum Known {
 }
 
 /// Decides on `workload`; what is not known of it yet selects it for the time being.
-pub(super) fn decide(
+pub(crate) fn decide(
     (workload, known): (&Workload, Known),
     (intercept, pods): (&Intercept, &Pods),
     node: &[IpAddr],
@@ -55,7 +58,7 @@ pub(super) fn decide(
 }
 
 /// All addresses of this machine, which probes of its pods come from.
-pub(in crate::server) fn node_addresses() -> Vec<IpAddr> {
+pub(crate) fn node_addresses() -> Vec<IpAddr> {
     let Ok(interfaces) = getifaddrs() else { return Vec::new() };
     let mut addresses: Vec<IpAddr> = interfaces
         .filter_map(|interface| {
@@ -76,6 +79,15 @@ fn is_link_local(address: IpAddr) -> bool {
         IpAddr::V4(address) => address.is_link_local(),
         IpAddr::V6(address) => address.is_unicast_link_local(),
     }
+}
+
+/// Ports at which the agent answers for itself: those of the listeners that are `bound`, and of `admin`.
+pub(crate) fn own_ports(admin: &Admin, bound: impl Iterator<Item = SocketAddr>) -> Vec<u16> {
+    let admin = admin.prometheus.into_iter().chain(admin.readiness);
+    let mut ports: Vec<u16> = bound.chain(admin).map(|address| address.port()).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    ports
 }
 
 /// What arrives at the agent's own ports is for the agent.

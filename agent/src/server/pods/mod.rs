@@ -9,7 +9,7 @@
 //! | not selected any more | retired: what is open is served on, nothing new is taken |
 //! | gone | released: what is open is cut, nothing of it is left |
 
-pub(super) mod decide;
+pub(crate) mod decide;
 mod enrolled;
 mod leaving;
 
@@ -30,7 +30,7 @@ use crate::snapshot::Pods as Settings;
 use crate::workload::status::{EnrolmentState, EnrolmentStatus};
 use crate::workload::{Decision, Discovery, Found, Workload, Workloads};
 
-use decide::Known;
+use decide::{ENROLS_NO_PODS, Known};
 use enrolled::Enrolled;
 
 /// How soon an enrolment that failed is tried again: its cause is most likely somebody's mistake that is being mended.
@@ -48,9 +48,6 @@ const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
 /// How long a workload that the network plugin let go is not enrolled again: its runtime lists it until it has ended.
 pub(super) const DEPARTING_FOR: Duration = Duration::from_secs(10);
-
-/// Nothing is configured for pods.
-pub(super) const ENROLS_NO_PODS: &str = "this agent enrols no pods";
 
 const DRAINING: &str = "the agent is draining";
 
@@ -408,11 +405,6 @@ impl Serving {
     /// Ports at which the agent answers for itself: never taken on the inbound side.
     pub(super) fn own_ports(&self) -> Vec<u16> {
         let snapshot = self.shared.snapshot.load();
-        let admin = snapshot.admin.prometheus.into_iter().chain(snapshot.admin.readiness);
-        let mut ports: Vec<u16> =
-            self.bound.values().flatten().copied().chain(admin).map(|address| address.port()).collect();
-        ports.sort_unstable();
-        ports.dedup();
-        ports
+        decide::own_ports(&snapshot.admin, self.bound.values().flatten().copied())
     }
 }
