@@ -1,5 +1,7 @@
 //! Pods in network namespaces of their own: enrolled, taken from and served there, both directions, and let go.
 
+use std::io::Write as _;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -326,6 +328,29 @@ fn a_changed_label_retires_a_pod_and_enrols_it_again() {
     get(&web, &url);
     agent.wait_records("request", 2);
     assert_eq!(pod_metric(&agent, "cx_total", "web", "outbound", ""), Some(2), "its statistics go on");
+}
+
+#[test]
+fn a_pod_that_the_plugin_took_away_does_not_come_back_because_its_runtime_still_lists_it() {
+    let world = World::new();
+    let node = Node::new(&world);
+    let (_web, shop) = (node.pod("web", INJECT), node.pod("shop", INJECT));
+    let agent = world.agent(&config(&node));
+    wait_enrolled(&agent, &["shop", "web"]);
+
+    let body = format!("{{\"container_id\":\"{}\"}}", shop.id);
+    let mut stream = UnixStream::connect(agent.socket()).expect("the admin socket");
+    write!(
+        stream,
+        "POST /cni/del HTTP/1.1\r\nhost: waylay\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .expect("a request");
+    let answer = std::io::read_to_string(stream).expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    // Another pod has the agent look at all that is listed.
+    let _late = node.pod("late", INJECT);
+    wait_enrolled(&agent, &["late", "web"]);
 }
 
 #[test]
