@@ -17,7 +17,8 @@ use tokio::time::Instant;
 
 use crate::cluster::Cluster;
 use crate::cluster::endpoint::Endpoint;
-use crate::place::Place;
+use crate::listener::TrafficDirection;
+use crate::place::{Behalf, Place};
 
 use super::request_body::RequestBody;
 use super::upstream_io::{Traffic, UpgradedIo};
@@ -123,18 +124,20 @@ struct Inner {
 #[derive(Clone, Default)]
 pub struct Pools(Rc<RefCell<Inner>>);
 
-/// Whose: an address is another machine's in another network namespace.
-type Key = (u64, usize, Protocol);
+/// Whose: an address is another machine's in another network namespace. And what was opened for the one direction is not
+/// for the other: a connection from a pod to an address of its own leads to the agent's inbound side, one of the inbound
+/// side itself to the application.
+type Key = (u64, TrafficDirection, usize, Protocol);
 
-fn key(place: &Place, endpoint: &Arc<Endpoint>, protocol: Protocol) -> Key {
-    (place.id(), Arc::as_ptr(endpoint) as usize, protocol)
+fn key(behalf: &Behalf, endpoint: &Arc<Endpoint>, protocol: Protocol) -> Key {
+    (behalf.place.id(), behalf.direction, Arc::as_ptr(endpoint) as usize, protocol)
 }
 
 impl Pools {
     /// A free HTTP/1 connection to `endpoint`.
-    pub fn take_http1(&self, place: &Place, endpoint: &Arc<Endpoint>) -> Option<Http1Connection> {
+    pub fn take_http1(&self, behalf: &Behalf, endpoint: &Arc<Endpoint>) -> Option<Http1Connection> {
         let mut inner = self.0.borrow_mut();
-        let host = inner.hosts.get_mut(&key(place, endpoint, Protocol::Http1))?;
+        let host = inner.hosts.get_mut(&key(behalf, endpoint, Protocol::Http1))?;
         let mut position = host.idle.len();
         while position > 0 {
             position -= 1;
@@ -151,18 +154,18 @@ impl Pools {
     /// Gives a connection back after its response was read to the end.
     pub fn put_http1(
         &self,
-        place: &Arc<Place>,
+        behalf: &Behalf,
         cluster: &Arc<Cluster>,
         endpoint: &Arc<Endpoint>,
         connection: Http1Connection,
     ) {
         let worn_out = cluster.max_requests_per_connection.is_some_and(|max| connection.served >= max);
-        if worn_out || connection.sender.is_closed() || place.is_gone() {
+        if worn_out || connection.sender.is_closed() || behalf.place.is_gone() {
             return;
         }
         connection.traffic.upgrading.set(false);
         let mut inner = self.0.borrow_mut();
-        let host = inner.host(place, cluster, endpoint, Protocol::Http1);
+        let host = inner.host(behalf, cluster, endpoint, Protocol::Http1);
         if host.idle.len() >= MAX_IDLE_PER_ENDPOINT {
             host.idle.remove(0);
         }
@@ -171,9 +174,9 @@ impl Pools {
     }
 
     /// A stream on an HTTP/2 connection to `endpoint` that has room.
-    pub fn take_http2(&self, place: &Place, cluster: &Cluster, endpoint: &Arc<Endpoint>) -> Option<Stream> {
+    pub fn take_http2(&self, behalf: &Behalf, cluster: &Cluster, endpoint: &Arc<Endpoint>) -> Option<Stream> {
         let mut inner = self.0.borrow_mut();
-        let host = inner.hosts.get_mut(&key(place, endpoint, Protocol::Http2))?;
+        let host = inner.hosts.get_mut(&key(behalf, endpoint, Protocol::Http2))?;
         host.shared.retain(|connection| !connection.sender.is_closed());
         let connection = host.shared.iter().find(|connection| connection.takes_more(cluster))?;
         Some(Stream::new(connection.clone()))
@@ -182,24 +185,24 @@ impl Pools {
     /// Shares a new connection.
     pub fn share_http2(
         &self,
-        place: &Arc<Place>,
+        behalf: &Behalf,
         cluster: &Arc<Cluster>,
         endpoint: &Arc<Endpoint>,
         connection: &Rc<Http2Connection>,
     ) {
         let mut inner = self.0.borrow_mut();
-        inner.host(place, cluster, endpoint, Protocol::Http2).shared.push(connection.clone());
+        inner.host(behalf, cluster, endpoint, Protocol::Http2).shared.push(connection.clone());
         self.sweep(&mut inner);
     }
 
     /// To be held while a new HTTP/2 connection to `endpoint` is opened.
     pub fn opening(
         &self,
-        place: &Arc<Place>,
+        behalf: &Behalf,
         cluster: &Arc<Cluster>,
         endpoint: &Arc<Endpoint>,
     ) -> Rc<tokio::sync::Mutex<()>> {
-        self.0.borrow_mut().host(place, cluster, endpoint, Protocol::Http2).opening.clone()
+        self.0.borrow_mut().host(behalf, cluster, endpoint, Protocol::Http2).opening.clone()
     }
 
     /// Closes the connection of `cluster` that was idle longest, to make room under the circuit breaker's limit.
@@ -234,13 +237,13 @@ impl Pools {
 impl Inner {
     fn host(
         &mut self,
-        place: &Arc<Place>,
+        behalf: &Behalf,
         cluster: &Arc<Cluster>,
         endpoint: &Arc<Endpoint>,
         protocol: Protocol,
     ) -> &mut Host {
-        let host = self.hosts.entry(key(place, endpoint, protocol)).or_insert_with(|| Host {
-            place: place.clone(),
+        let host = self.hosts.entry(key(behalf, endpoint, protocol)).or_insert_with(|| Host {
+            place: behalf.place.clone(),
             _endpoint: endpoint.clone(),
             cluster: cluster.clone(),
             idle: Vec::new(),

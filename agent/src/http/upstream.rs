@@ -127,7 +127,7 @@ impl Ticket {
         if let Some(Lease::Http1(connection)) = self.lease.take()
             && request.has_arrived()
         {
-            self.pools.put_http1(&self.behalf.place, &self.cluster, &self.endpoint, *connection);
+            self.pools.put_http1(&self.behalf, &self.cluster, &self.endpoint, *connection);
         }
     }
 
@@ -216,7 +216,7 @@ async fn send_http1(
     outgoing: Outgoing,
     body: RequestBody,
 ) -> Result<Answer, Failure> {
-    let mut connection = match worker.pools.take_http1(&ticket.behalf.place, &ticket.endpoint) {
+    let mut connection = match worker.pools.take_http1(&ticket.behalf, &ticket.endpoint) {
         Some(connection) => connection,
         None => {
             let upstream = open(worker, &ticket).await?;
@@ -254,7 +254,7 @@ async fn send_http2(
     outgoing: Outgoing,
     body: RequestBody,
 ) -> Result<Answer, Failure> {
-    let (stream, reused) = match worker.pools.take_http2(&ticket.behalf.place, &ticket.cluster, &ticket.endpoint) {
+    let (stream, reused) = match worker.pools.take_http2(&ticket.behalf, &ticket.cluster, &ticket.endpoint) {
         Some(stream) => (stream, true),
         None => open_http2(worker, &ticket).await?,
     };
@@ -279,15 +279,15 @@ async fn send_http2(
 }
 
 async fn open_http2(worker: &Worker, ticket: &Ticket) -> Result<(Stream, bool), Failure> {
-    let opening = worker.pools.opening(&ticket.behalf.place, &ticket.cluster, &ticket.endpoint);
+    let opening = worker.pools.opening(&ticket.behalf, &ticket.cluster, &ticket.endpoint);
     let _one_at_a_time = opening.lock().await;
-    if let Some(stream) = worker.pools.take_http2(&ticket.behalf.place, &ticket.cluster, &ticket.endpoint) {
+    if let Some(stream) = worker.pools.take_http2(&ticket.behalf, &ticket.cluster, &ticket.endpoint) {
         return Ok((stream, true));
     }
     let upstream = open(worker, ticket).await?;
     let speaking = upstream_io::http2(upstream, &ticket.cluster.stats).await;
     let connection = Rc::new(speaking.map_err(|_| FailureKind::Terminated)?);
-    worker.pools.share_http2(&ticket.behalf.place, &ticket.cluster, &ticket.endpoint, &connection);
+    worker.pools.share_http2(&ticket.behalf, &ticket.cluster, &ticket.endpoint, &connection);
     Ok((Stream::new(connection), false))
 }
 
