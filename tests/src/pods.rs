@@ -45,6 +45,8 @@ pub struct Pod<'w> {
     pub name: String,
     /// On the bridge.
     pub ip: String,
+    /// The same for IPv6.
+    pub ip6: String,
 }
 
 impl<'w> Node<'w> {
@@ -89,30 +91,41 @@ impl<'w> Node<'w> {
         let inside = |args: &[&str]| run("ip", &[&["-n", netns.as_str()], args].concat());
         inside(&["link", "set", "lo", "up"]);
         inside(&["addr", "add", &format!("{ip}/16"), "dev", "eth0"]);
-        inside(&["-6", "addr", "add", &format!("fd99::{number:x}/64"), "dev", "eth0", "nodad"]);
+        let ip6 = format!("fd99::{number:x}");
+        inside(&["-6", "addr", "add", &format!("{ip6}/64"), "dev", "eth0", "nodad"]);
         inside(&["link", "set", "eth0", "up"]);
         inside(&["route", "add", "default", "via", NODE]);
         let cgroup = self.world.cgroup(Side::App).join(format!("pod{number}"));
         fs::create_dir(&cgroup).expect("a pod's cgroup");
         let id = format!("{number:064x}");
-        Pod { node: PhantomData, runtime: self.runtime.clone(), netns, cgroup, id, name: name.to_owned(), ip }
+        Pod { node: PhantomData, runtime: self.runtime.clone(), netns, cgroup, id, name: name.to_owned(), ip, ip6 }
     }
 }
 
 impl Pod<'_> {
     /// The runtime tells of it, or of its new labels.
     pub fn announce(&self, labels: &[(&str, &str)]) {
+        let sandbox = self.netns_path();
+        let networks = json!({"bridge": {"IPAddress": self.ip, "GlobalIPv6Address": self.ip6}});
+        self.tell(labels, "bridge", json!({"SandboxKey": sandbox, "Networks": networks}));
+    }
+
+    /// The runtime tells of it as a container in the node's own network, which docker says thus.
+    pub fn announce_on_host(&self, labels: &[(&str, &str)]) {
+        let networks = json!({"host": {"IPAddress": "", "GlobalIPv6Address": ""}});
+        let settings = json!({"SandboxKey": "/var/run/docker/netns/default", "Networks": networks});
+        self.tell(labels, "host", settings);
+    }
+
+    fn tell(&self, labels: &[(&str, &str)], network_mode: &str, network_settings: Value) {
         let labels: BTreeMap<_, _> = labels.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
         let container = json!({
             "Id": self.id,
             "Name": format!("/{}", self.name),
             "State": {"Running": true, "Pid": 0},
             "Config": {"Labels": labels},
-            "HostConfig": {"NetworkMode": "bridge"},
-            "NetworkSettings": {
-                "SandboxKey": self.netns_path(),
-                "Networks": {"bridge": {"IPAddress": self.ip, "GlobalIPv6Address": ""}},
-            },
+            "HostConfig": {"NetworkMode": network_mode},
+            "NetworkSettings": network_settings,
         });
         self.runtime.change(|containers| _ = containers.insert(self.id.clone(), container));
     }
