@@ -64,6 +64,30 @@ impl ProcessRow {
         self
     }
 
+    /// The id it asks for, if it does.
+    #[must_use]
+    pub fn uid(&self) -> Option<u32> {
+        (self.criteria & UID != 0).then_some(self.uid)
+    }
+
+    /// As [`Self::uid`].
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        (self.criteria & PID != 0).then_some(self.pid)
+    }
+
+    /// The name it asks for, padded with zeros.
+    #[must_use]
+    pub fn comm(&self) -> Option<&[u8; 16]> {
+        (self.criteria & COMM != 0).then_some(&self.comm)
+    }
+
+    /// The id of the cgroup it asks for.
+    #[must_use]
+    pub fn cgroup_id(&self) -> Option<u64> {
+        (self.criteria & CGROUP != 0).then_some(self.cgroup_id)
+    }
+
     /// `ancestor`: the id of the caller's cgroup at a level, 0 for none; asked for only when all else holds.
     #[inline(always)]
     fn is(&self, caller: &ProcessStamp, ancestor: impl Fn(u32) -> u64) -> bool {
@@ -106,6 +130,13 @@ impl ProcessTable {
         let mut table = Self { netns_cookie, restricted: 1, rows_used: rows.len() as u32, ..Self::EVERYBODY };
         table.rows.get_mut(..rows.len())?.copy_from_slice(rows);
         Some(table)
+    }
+
+    /// The network namespace it speaks for, and the rows that are in force; `None`: everybody.
+    #[must_use]
+    pub fn rows(&self) -> Option<(u64, &[ProcessRow])> {
+        let used = (self.rows_used as usize).min(PROCESS_ROWS);
+        (self.restricted != 0).then(|| (self.netns_cookie, &self.rows[..used]))
     }
 
     /// Are the caller's connections taken? `ancestor` as the kernel's `bpf_get_current_ancestor_cgroup_id`.

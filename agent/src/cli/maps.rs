@@ -50,6 +50,8 @@ enum Name {
     Exempt,
     /// Network namespaces that take part, and by which policies
     Netns,
+    /// Whose connections are taken in the agent's own network namespace
+    Processes,
     /// Network namespaces whose arrivals the agent's sockets receive
     Listeners,
     /// Handshakes in flight
@@ -62,12 +64,13 @@ enum Name {
     Sockets,
 }
 
-const ALL: [Name; 10] = [
+const ALL: [Name; 11] = [
     Name::Settings,
     Name::Counters,
     Name::Policy,
     Name::Exempt,
     Name::Netns,
+    Name::Processes,
     Name::Listeners,
     Name::Handover,
     Name::Flows,
@@ -158,6 +161,7 @@ impl Name {
             Self::Policy => "policy",
             Self::Exempt => "exempt",
             Self::Netns => "netns",
+            Self::Processes => "processes",
             Self::Listeners => "listeners",
             Self::Handover => "handover",
             Self::Flows => "flows",
@@ -173,6 +177,7 @@ impl Name {
             Self::Policy => serde_json::to_value(instance.policy()?)?,
             Self::Exempt => serde_json::to_value(instance.exempt()?)?,
             Self::Netns => serde_json::to_value(instance.netns()?)?,
+            Self::Processes => serde_json::to_value(instance.chosen()?)?,
             Self::Listeners => serde_json::to_value(instance.listeners()?)?,
             Self::Handover => serde_json::to_value(instance.handover()?)?,
             Self::Flows => serde_json::to_value(instance.flows()?)?,
@@ -241,8 +246,12 @@ fn cell(value: &Value) -> String {
         Value::Array(values) if values.is_empty() => "-".to_owned(),
         Value::Array(values) => values.iter().map(cell).collect::<Vec<_>>().join(","),
         // A process: its pid and name say most.
-        Value::Object(fields) if fields.contains_key("comm") => {
+        Value::Object(fields) if ["comm", "netns_cookie"].iter().all(|name| fields.contains_key(*name)) => {
             format!("{}[{}]", cell(&fields["comm"]), fields.get("pid").map(cell).unwrap_or_default())
+        }
+        Value::Object(fields) => {
+            let given = fields.iter().filter(|(_, value)| !value.is_null());
+            given.map(|(name, value)| format!("{name}={}", cell(value))).collect::<Vec<_>>().join(" ")
         }
         other => other.to_string(),
     }
@@ -275,6 +284,6 @@ mod tests {
         );
         assert_eq!(content_text(&json!([])), "  (empty)\n");
         assert_eq!(content_text(&json!({"layout": 1, "agent_pid": 7})), "  layout     1\n  agent_pid  7\n");
-        assert_eq!(cell(&json!({"pid": 3, "comm": "a\u{1b}b"})), "a\\u{1b}b[3]");
+        assert_eq!(cell(&json!({"pid": 3, "netns_cookie": 1, "comm": "a\u{1b}b"})), "a\\u{1b}b[3]");
     }
 }

@@ -16,7 +16,9 @@ use waylay_common::{
 
 use super::{KernelError, ResolverRow, clock, dns, exempt, load, maps, policy::Node, sockets};
 pub use super::{
-    rows::{CounterRow, ExemptRow, FlowRow, HandoverRow, ListenerRow, NetnsRow, PolicyRow, Status},
+    rows::{
+        ChosenProcess, ChosenRow, CounterRow, ExemptRow, FlowRow, HandoverRow, ListenerRow, NetnsRow, PolicyRow, Status,
+    },
     sockets::SocketRow,
 };
 
@@ -266,6 +268,20 @@ impl Instance {
         let mut all = maps::entries(maps::name::NETNS, netns.keys(), |key| netns.get(key, 0))?;
         all.sort_unstable_by_key(|(cookie, _)| *cookie);
         Ok(all.into_iter().map(|(cookie, entry)| NetnsRow::new(cookie, entry)).collect())
+    }
+
+    /// Whose connections are taken.
+    ///
+    /// # Errors
+    /// As [`Self::status`].
+    pub fn chosen(&self) -> Result<ChosenRow, KernelError> {
+        let tables: maps::Processes = self.open_checked(maps::name::PROCESSES)?;
+        let switches: maps::Switches = self.open_checked(maps::name::SWITCHES)?;
+        let slot = u32::try_from(maps::read_switch(&switches, Switch::Processes)?).unwrap_or_default();
+        let table = tables
+            .get(&slot, 0)
+            .map_err(|source| KernelError::map(format!("reading the map {}", maps::name::PROCESSES), source))?;
+        Ok(ChosenRow::new(&table))
     }
 
     /// Who receives what arrives. The sockets themselves can only be asked for by hooks.

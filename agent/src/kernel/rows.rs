@@ -8,6 +8,7 @@ use serde::Serialize;
 use waylay_common::{
     netns::NetnsEntry,
     policy::{PortRange, PortRules},
+    processes::{ProcessRow, ProcessTable},
 };
 
 use super::{Process, policy::Node};
@@ -65,6 +66,26 @@ pub struct FlowRow {
     pub application: SocketAddr,
 }
 
+/// Whose connections are taken in the agent's own network namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ChosenRow {
+    /// Only those of `rows`, which may be none; else everybody's.
+    pub restricted: bool,
+    /// `None`: everybody's.
+    pub netns_cookie: Option<u64>,
+    pub rows: Vec<ChosenProcess>,
+}
+
+/// Processes for which all holds that is given.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ChosenProcess {
+    pub uid: Option<u32>,
+    pub pid: Option<u32>,
+    pub comm: Option<String>,
+    /// In this cgroup or below it.
+    pub cgroup_id: Option<u64>,
+}
+
 /// One trie node: what holds for addresses within `prefix` and within no longer one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PolicyRow {
@@ -101,6 +122,22 @@ impl PolicyRow {
             include: ports(&node.rules, |rules| &rules.include),
             exclude: ports(&node.rules, |rules| &rules.exclude),
         }
+    }
+}
+
+impl ChosenRow {
+    pub(super) fn new(table: &ProcessTable) -> Self {
+        let Some((cookie, rows)) = table.rows() else {
+            return Self { restricted: false, netns_cookie: None, rows: Vec::new() };
+        };
+        Self { restricted: true, netns_cookie: Some(cookie), rows: rows.iter().map(ChosenProcess::new).collect() }
+    }
+}
+
+impl ChosenProcess {
+    fn new(row: &ProcessRow) -> Self {
+        let text = |comm: &[u8; 16]| String::from_utf8_lossy(comm).trim_end_matches('\0').to_owned();
+        Self { uid: row.uid(), pid: row.pid(), comm: row.comm().map(text), cgroup_id: row.cgroup_id() }
     }
 }
 

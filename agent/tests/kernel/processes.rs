@@ -15,7 +15,7 @@ use std::{
 };
 
 use waylay::{
-    kernel::{Counter, Interception, Policy, Rule, cgroup},
+    kernel::{Counter, Interception, Policy, Rule, cgroup, inspect::ChosenProcess},
     snapshot::ProcessRule,
 };
 
@@ -115,6 +115,20 @@ fn a_user_is_chosen_and_others_pass() {
     assert_eq!(choice.heard_after(""), "agent");
     choice.interception.replace_processes(&[ProcessRule { uid: Some(1), ..ProcessRule::default() }]).unwrap();
     assert_eq!(choice.heard_after(""), "direct");
+}
+
+#[test]
+fn the_kernels_table_is_read_back_as_it_was_written() {
+    let alice = ProcessRule { uid: Some(65_534), comm: Some("curl".to_owned()), ..ProcessRule::default() };
+    let choice = Choice::new(|_| vec![alice]);
+    let chosen = world::instance(&choice.interception).chosen().unwrap();
+    assert!(chosen.restricted);
+    assert_eq!(chosen.netns_cookie, Some(choice.interception.kernel().netns_cookie()));
+    let curl = ChosenProcess { uid: Some(65_534), pid: None, comm: Some("curl".to_owned()), cgroup_id: None };
+    assert_eq!(chosen.rows, [curl]);
+    choice.interception.replace_processes(&[]).unwrap();
+    let chosen = world::instance(&choice.interception).chosen().unwrap();
+    assert_eq!((chosen.restricted, chosen.netns_cookie, chosen.rows.len()), (false, None, 0));
 }
 
 #[test]
