@@ -146,8 +146,9 @@ impl Behalf {
         self.place.traffic().map(|traffic| traffic.of(self.direction))
     }
 
-    /// Its own: health checks and name resolution, from its own namespace.
+    /// Its own: health checks and name resolution, from its own namespace. What they reach must be the endpoint and not
+    /// the agent's inbound side, which accepts whether or not the endpoint is there.
     pub fn agent() -> Self {
-        Self { place: Place::host(), direction: TrafficDirection::Outbound, original_dst: None }
+        Self { place: Place::host(), direction: TrafficDirection::Inbound, original_dst: None }
     }
 }

@@ -186,3 +186,29 @@ fn verify_names_the_piece_that_is_missing() {
     let (ok, checks) = verify(&world, &["unshare", "-C"], &[]);
     assert!(ok && results(&checks, "cgroup namespace") == ["warning"], "{checks:#?}");
 }
+
+#[test]
+fn health_checks_reach_the_application_itself_past_the_inbound_side() {
+    let world = World::new();
+    let agent = world.agent(
+        "
+intercept: {cgroup: '@CGROUP@', inbound: {include: [{ports: [9001]}]}}
+listeners:
+  - name: virtualInbound
+    address: 127.0.0.1:15006
+    traffic_direction: inbound
+    default_filter_chain: {tcp_proxy: {cluster: mine}}
+clusters:
+  - name: mine
+    type: static
+    endpoints: ['127.0.0.1:9001']
+    health_checks: [{timeout: 1s, interval: 100ms, unhealthy_threshold: 1, healthy_threshold: 1, tcp: {}}]
+",
+    );
+    let healthy = || agent.metric("waylay_cluster_membership_healthy{cluster=\"mine\"}");
+    waylay_tests::eventually("the application is not there", || healthy() == 0.0);
+    let _mine = world.origin("mine", "127.0.0.1:9001");
+    waylay_tests::eventually("the application is there", || healthy() == 1.0);
+    assert_eq!(curl(&world, "http://127.0.0.1:9001/arrives"), "mine GET /arrives HTTP/1.1\n");
+    agent.wait_records("connection", 1);
+}
