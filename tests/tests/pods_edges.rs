@@ -136,13 +136,13 @@ fn an_application_that_is_not_there_is_told_of_in_time_and_served_once_it_is() {
 fn a_container_in_the_nodes_own_network_is_skipped_and_told_of() {
     let world = World::new();
     let node = Node::new(&world);
-    let (web, shop) = (node.pod("web", INJECT), node.hidden("onhost"));
+    let (web, shop) = (node.pod("web", INJECT), node.hidden("bare"));
     shop.announce_on_host(INJECT);
     let agent = world.agent(&config(&node));
     wait_enrolled(&agent, &["web"]);
 
     let listing = agent.cli(&["pods"]).success();
-    let row = listing.lines().find(|line| line.contains("onhost")).expect(&listing);
+    let row = listing.lines().find(|line| line.contains("bare")).expect(&listing);
     assert!(!row.contains("enrolled") && row.contains("host"), "{listing}");
     assert_eq!(states(&agent).len(), 2, "{listing}");
     // What its network really is, is left alone as well: nobody listens for the agent there.
@@ -250,4 +250,20 @@ for port in (9001, 9002, 9003):
     web.python(&client);
     let records = agent.wait_records("connection", 24);
     assert!(records.iter().all(|record| record["response_flags"] == "-"), "{records:#?}");
+}
+
+#[test]
+fn a_pod_without_ipv6_is_served_over_ipv4() {
+    let world = World::new();
+    let node = Node::new(&world);
+    let (web, shop) = (node.hidden("web"), node.hidden("shop"));
+    for pod in [&web, &shop] {
+        pod.inside(|| std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").expect("the sysctl"));
+        pod.announce(INJECT);
+    }
+    let _origin = shop.origin("shop", "0.0.0.0:8080");
+    let agent = world.agent(&config(&node));
+    wait_enrolled(&agent, &["shop", "web"]);
+    assert_eq!(get(&web, &format!("http://{}:8080/", shop.ip)), "shop GET / HTTP/1.1\n");
+    agent.wait_records("request", 2);
 }
