@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::query::Query;
 use super::reply::{self, Reply};
+use crate::telemetry::escape::Shown;
 use crate::workload::status::EnrolmentStatus;
 
 /// The page.
@@ -22,6 +23,6 @@ pub fn page(enrolments: &[EnrolmentStatus], query: &Query) -> Result<Reply, Stri
 }
 
 fn line(pod: &EnrolmentStatus) -> String {
-    let reason = pod.reason.as_deref().map(|reason| format!("::{}", reason.escape_debug())).unwrap_or_default();
-    format!("{}::{}{reason}\n", pod.workload.to_string().escape_debug(), pod.state.name())
+    let reason = pod.reason.as_deref().map(|reason| format!("::{}", Shown(reason))).unwrap_or_default();
+    format!("{}::{}{reason}\n", Shown(&pod.workload.to_string()), pod.state.name())
 }

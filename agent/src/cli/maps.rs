@@ -11,6 +11,7 @@ use super::client::{AdminClient, Socket};
 use super::output::{self, Format};
 use super::table::Table;
 use crate::kernel::inspect::{self, Instance};
+use crate::telemetry::escape::Shown;
 
 /// How long the agent is waited for: it only adds names, and `maps` is what one asks when it hangs.
 const AGENT_PATIENCE: Duration = Duration::from_millis(500);
@@ -242,7 +243,7 @@ fn rows_text(rows: &[Value]) -> String {
 fn cell(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
-        Value::String(text) => text.escape_debug().to_string(),
+        Value::String(text) => Shown(text).to_string(),
         Value::Array(values) if values.is_empty() => "-".to_owned(),
         Value::Array(values) => values.iter().map(cell).collect::<Vec<_>>().join(","),
         // A process: its pid and name say most.
@@ -284,6 +285,6 @@ mod tests {
         );
         assert_eq!(content_text(&json!([])), "  (empty)\n");
         assert_eq!(content_text(&json!({"layout": 1, "agent_pid": 7})), "  layout     1\n  agent_pid  7\n");
-        assert_eq!(cell(&json!({"pid": 3, "netns_cookie": 1, "comm": "a\u{1b}b"})), "a\\u{1b}b[3]");
+        assert_eq!(cell(&json!({"pid": 3, "netns_cookie": 1, "comm": "a\u{1b}b"})), "a\\u001bb[3]");
     }
 }

@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::client::{AdminClient, Socket};
 use super::output;
 use super::table::Table;
+use crate::telemetry::escape::Shown;
 
 /// Show the pods and containers of this node: enrolled, or why not
 #[derive(Debug, clap::Args)]
@@ -83,12 +84,12 @@ fn cell(pod: &Value, column: &str) -> String {
     match value {
         Value::Null if column == "REASON" => String::new(),
         Value::Null => "-".to_owned(),
-        Value::String(text) => text.escape_debug().to_string(),
+        Value::String(text) => Shown(text).to_string(),
         Value::Array(values) if values.is_empty() => "-".to_owned(),
         Value::Array(values) => values.iter().map(text).collect::<Vec<_>>().join(","),
         Value::Object(fields) if fields.is_empty() => "-".to_owned(),
         Value::Object(fields) => {
-            let labels = fields.iter().map(|(name, value)| format!("{}={}", name.escape_debug(), text(value)));
+            let labels = fields.iter().map(|(name, value)| format!("{}={}", Shown(name), text(value)));
             labels.collect::<Vec<_>>().join(",")
         }
         other => other.to_string(),
@@ -96,7 +97,7 @@ fn cell(pod: &Value, column: &str) -> String {
 }
 
 fn text(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), |text| text.escape_debug().to_string())
+    value.as_str().map_or_else(|| value.to_string(), |text| Shown(text).to_string())
 }
 
 #[cfg(test)]
@@ -110,14 +111,14 @@ mod tests {
         let pods = [
             json!({"namespace": "shop", "name": "web-1", "state": "enrolled", "reason": null, "ips": ["10.0.0.1", "fd::1"],
                    "pid": 7, "netns_cookie": 42, "since": "T", "labels": {"app": "web", "b": "c"}}),
-            json!({"namespace": "shop", "name": "db\u{1b}", "state": "skipped", "reason": "not selected", "ips": [],
+            json!({"namespace": "shop", "name": "db\u{1b}", "state": "skipped", "reason": "it's not selected", "ips": [],
                    "pid": null, "netns_cookie": null, "since": "T", "labels": {}}),
         ];
         assert_eq!(
             table(&pods, COLUMNS),
             "NAMESPACE   NAME       STATE      IP               REASON\n\
              shop        web-1      enrolled   10.0.0.1,fd::1\n\
-             shop        db\\u{1b}   skipped    -                not selected\n"
+             shop        db\\u001b   skipped    -                it's not selected\n"
         );
         let wide = table(&pods, WIDE);
         assert!(wide.lines().nth(1).is_some_and(|line| line.ends_with("7     42      T       app=web,b=c")), "{wide}");

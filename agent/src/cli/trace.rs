@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::client::{AdminClient, Socket, encode};
 use super::output::{self, Format};
+use crate::telemetry::escape::Shown;
 use crate::telemetry::trace::Destination;
 
 /// Watch interception decisions, requests and connections as they happen
@@ -71,14 +72,14 @@ impl Args {
 fn human(event: &Value) -> String {
     let text = |key: &str| match &event[key] {
         Value::Null => "-".to_owned(),
-        Value::String(text) => text.escape_debug().to_string(),
+        Value::String(text) => Shown(text).to_string(),
         other => other.to_string(),
     };
     let process = match event["pid"].as_u64() {
         Some(pid) => format!("{}[{pid}]", text("comm")),
         None => text("downstream_remote_address"),
     };
-    let named = |key: &str| event[key].as_str().map(|pod| format!("{} ", pod.escape_debug())).unwrap_or_default();
+    let named = |key: &str| event[key].as_str().map(|pod| format!("{} ", Shown(pod))).unwrap_or_default();
     let process = match event["direction"].as_str() {
         Some("inbound") => format!("{}{process} inbound {}", named("source_pod"), named("pod")).trim_end().to_owned(),
         _ => format!("{}{process}", named("pod")),
@@ -165,7 +166,7 @@ mod tests {
                        "response_code": 200, "response_flags": "-", "original_dst": "10.0.0.1:80", "route": 2,
                        "upstream_cluster": "c", "upstream_host": "127.0.0.1:9", "response_code_details": "via_upstream",
                        "duration": 3}),
-                "T a\\nb[1] GET / 200 - 10.0.0.1:80 -> c (127.0.0.1:9) row 2 via_upstream 3ms",
+                "T a\\u000ab[1] GET / 200 - 10.0.0.1:80 -> c (127.0.0.1:9) row 2 via_upstream 3ms",
             ),
             (
                 json!({"kind": "connection", "start_time": "T", "downstream_remote_address": "127.0.0.1:4",

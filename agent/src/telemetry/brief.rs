@@ -11,6 +11,7 @@
 use std::fmt::{self, Write};
 use std::time::{Duration, SystemTime};
 
+use super::escape::Shown;
 use super::record::{ConnectionInfo, ConnectionRecord, Record, RequestRecord};
 use super::text::word;
 
@@ -55,7 +56,7 @@ fn write_connection(line: &mut String, connection: &ConnectionRecord) -> fmt::Re
     if !connection.flags.is_empty() {
         write!(line, "  {}", connection.flags)?;
         if let Some(details) = &connection.details {
-            write!(line, " ({})", details.escape_debug())?;
+            write!(line, " ({})", Shown(details))?;
         }
     }
     line.write_char('\n')

@@ -1,7 +1,8 @@
 //! Text that came from outside, made safe for one line of a log: nothing in it can end the line, end the quotes, or
 //! speak to the terminal that shows it.
 //!
-//! Before: values of an access record. After: [`super::text`] and [`super::json`]. Knows nothing of records.
+//! Before: values of an access record, or of what the agent tells of itself. After: [`super::text`], [`super::json`] and the
+//! tables of the command line. Knows nothing of either.
 
 use std::fmt;
 
@@ -24,6 +25,22 @@ impl fmt::Display for Quoted<'_> {
             rest = chars.as_str();
         }
         f.write_str(rest)
+    }
+}
+
+/// Shows its text on one line of a terminal, for people: control characters and what else [`is_hidden`] become `\u` and
+/// four digits, quotes and backslashes stay as they are.
+pub struct Shown<'a>(pub &'a str);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for part in self.0.split_inclusive(is_hidden) {
+            match part.char_indices().next_back() {
+                Some((at, c)) if is_hidden(c) => write!(f, "{}\\u{:04x}", &part[..at], u32::from(c))?,
+                _ => f.write_str(part)?,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -69,6 +86,19 @@ mod tests {
         ];
         for (text, expected) in cases {
             assert_eq!(Quoted(text).to_string(), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn people_read_quotes_as_they_are_and_their_terminal_is_told_nothing() {
+        let cases = [
+            ("", ""),
+            (r#"it's "web" \ böhm"#, r#"it's "web" \ böhm"#),
+            ("\u{1b}[31mred\n", "\\u001b[31mred\\u000a"),
+            ("a\u{202e}\u{7f}b", "a\\u202e\\u007fb"),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(Shown(text).to_string(), expected, "{text:?}");
         }
     }
 

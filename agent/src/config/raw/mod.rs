@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use super::record::{choice, record};
 use super::value::Value;
-use crate::snapshot::AccessLogFormat;
+use crate::snapshot::{AccessLogFormat, DEFAULT_ADMIN_SOCKET};
 
 pub use labels::Labels;
 pub use scalars::{AddressOrOff, Flag, FromText, Hex, OrText, RedirectStatus, RetryConditions};
@@ -54,7 +54,7 @@ record! {
     /// Where the agent answers for itself.
     pub struct Admin("admin", "config.bootstrap.v3.Admin") {
         /// The unix socket of the command line; only root may open it. At most 107 bytes.
-        socket: String, default("/run/waylay/admin.sock".to_owned()), envoy("address");
+        socket: String, default(DEFAULT_ADMIN_SOCKET.to_owned()), envoy("address");
         /// Where Prometheus metrics are served, at `/stats/prometheus` and `/metrics`.
         prometheus: AddressOrOff, default(AddressOrOff(Some(local(15090)))), envoy("-");
         /// Where readiness is served, at `/ready` and `/healthz/ready`, and liveness, at `/live` and `/healthz/live`.
