@@ -33,6 +33,7 @@ impl Serving {
         }
         tokio::spawn(self.service.watchdog(self.shared.clone()));
         self.service.ready(self.shared.snapshot.load().origin.version);
+        tracing::info!("{}", if self.attached.is_some() { "ready, and intercepting" } else { "ready" });
         if let Ending::Drain = self.until_stopped(&mut signals).await {
             self.stop_taking().await;
             self.drain(&mut signals).await;

@@ -120,6 +120,9 @@ impl Intercepted {
                 "--pid, --cgroup, --unit, --user and --comm make {rows} combinations, at most {PROCESS_ROWS} are possible"
             ));
         }
+        if let Some(row) = self.inbound.iter().find(|row| text::PORTS.contains(&row.port())) {
+            return error(format!("--inbound {}: waylay itself listens at this port, and never takes it", row.port()));
+        }
         let local = self.local.iter().map(|row| format!("--local {}", row.from()));
         let inbound = self.inbound.iter().map(|row| format!("--inbound {}", row.port()));
         let mut all: Vec<_> = local.chain(inbound).collect();
@@ -169,6 +172,9 @@ mod tests {
             let error = Intercepted::default().check(with_file).err().map(|error| error.to_string());
             assert!(error.unwrap_or_default().contains(expected), "{with_file}");
         }
+        let inbound = vec!["15006 => 127.0.0.1:1".parse().expect("a row")];
+        let error = Intercepted { inbound, ..Intercepted::default() }.check(false).expect_err("its own").to_string();
+        assert!(error.contains("--inbound 15006: waylay itself listens"), "{error}");
         let local = ["80 => 127.0.0.1:1", "80 => 127.0.0.1:2"].map(|row| row.parse().expect(row)).into();
         let error = Intercepted { local, ..Intercepted::default() }.check(false).expect_err("twice").to_string();
         assert!(error.contains("--local 80 is given twice"), "{error}");

@@ -31,10 +31,10 @@ pub struct InboundRow {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RowError {
     /// No arrow.
-    #[error("expected 'PORT => IP:PORT', as in '8080 => 127.0.0.1:9001'")]
+    #[error("expected 'PORT => IP:PORT' in quotes, as in '8080 => 127.0.0.1:9001'")]
     Arrow,
     /// The right side.
-    #[error("'{0}' is no IP:PORT that can be connected to")]
+    #[error("'{0}' is no IP:PORT that can be connected to, such as 127.0.0.1:9001")]
     To(String),
     /// The left side of a local row.
     #[error("'{0}' is neither a port from 1 to 65535 nor IP:PORT")]
@@ -147,7 +147,7 @@ mod tests {
     #[test]
     fn what_is_no_row_is_explained() {
         for (text, message) in [
-            ("8080", "expected 'PORT => IP:PORT'"),
+            ("8080", "expected 'PORT => IP:PORT' in quotes"),
             ("8080 => 9001", "'9001' is no IP:PORT"),
             ("8080 => localhost:9001", "'localhost:9001' is no IP:PORT"),
             ("8080 => 0.0.0.0:9001", "'0.0.0.0:9001' is no IP:PORT"),

@@ -7,6 +7,9 @@ use std::net::SocketAddr;
 use super::row::Taken;
 use super::{InboundRow, Intercepted, LocalRow};
 
+/// Where the agent listens for what goes out, and for what arrives.
+pub const PORTS: [u16; 2] = [15001, 15006];
+
 /// What the listeners, route tables and clusters of rows are, as items of YAML lists.
 #[derive(Debug, Default)]
 pub struct Additions {
@@ -36,7 +39,7 @@ pub fn configuration(intercepted: &Intercepted) -> String {
     );
     let mut added = Additions::default();
     // Without rows everything is taken, to be seen: then all of it is looked into.
-    bound(&mut added.listeners, "virtualOutbound", 15001, is_watching(intercepted));
+    bound(&mut added.listeners, "virtualOutbound", PORTS[0], is_watching(intercepted));
     for row in &intercepted.local {
         added.listeners(row.from(), row.to());
     }
@@ -157,13 +160,15 @@ impl Additions {
 
     /// One listener for all that arrives, with two chains for each port: requests, and anything else.
     fn inbound(&mut self, rows: &[InboundRow]) {
-        self.listeners.push_str(
+        let _ = write!(
+            self.listeners,
             "  - name: virtualInbound
-    address: 127.0.0.1:15006         # and on [::1]
+    address: 127.0.0.1:{}         # and on [::1]
     traffic_direction: inbound
     listener_filters: [tls_inspector, http_inspector]
     filter_chains:
 ",
+            PORTS[1]
         );
         for row in rows {
             let (port, to) = (row.port(), row.to());
