@@ -161,13 +161,11 @@ impl Asking {
             Err(RuntimeError::NoCri) if self.named == Named::ByItsPlace => Ok(Vec::new()),
             Err(error) => {
                 self.failures = self.failures.saturating_add(1);
-                let problem = format!("{address}: {}", with_causes(&error));
-                if self.failures == 1 {
-                    tracing::warn!(
-                        "the container runtime {problem}; what it told before is kept, and it is asked again"
-                    );
-                }
-                Err(problem)
+                // Whoever hears of problems logs them, each once.
+                Err(format!(
+                    "the container runtime {address}: {}; what it told before is kept, and it is asked again",
+                    with_causes(&error)
+                ))
             }
         }
     }

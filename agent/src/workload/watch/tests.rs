@@ -165,7 +165,7 @@ async fn a_lost_runtime_is_told_and_keeps_its_workloads_until_it_answers_again()
     until_count(&mut found, 1).await;
     fake.stop().await;
     let problem = until(&mut found, |found| found.problems.first().cloned()).await;
-    assert!(problem.starts_with(&format!("cri://{}: ", fake.socket.display())), "{problem}");
+    assert!(problem.starts_with(&format!("the container runtime cri://{}: ", fake.socket.display())), "{problem}");
     assert_eq!(found.borrow().workloads.len(), 1);
     count.store(2, Relaxed);
     fake.start_again();
