@@ -29,7 +29,7 @@ record! {
         pods: Pods, optional("none");
         /// Another proxy that receives what is taken, in place of a listener of this file: one address for each family.
         redirect_to: Vec<SocketAddr>, default(Vec::new());
-        /// What connections meet while the agent hangs or is dead: they pass by it, or they are refused.
+        /// What outgoing connections meet while the agent hangs or is dead: they pass by it, or they are refused. What arrives passes by it.
         on_agent_loss: OnAgentLoss, default(OnAgentLoss::Allow);
         /// How many handshakes may be under way at once, 1 to 1048576. Connections beyond that are refused, counted.
         handover_entries: u32, default(65_536);
