@@ -163,7 +163,8 @@ impl Workloads {
                 workloads.by_cookie.insert(cookie, workload.clone());
             }
             for &ip in workload.ips.iter().filter(|_| !workload.host_network) {
-                if workloads.by_ip.insert(ip, workload.clone()).is_some() {
+                let before = workloads.by_ip.insert(ip, workload.clone());
+                if before.is_some_and(|before| !Arc::ptr_eq(&before, &workload)) {
                     ambiguous.push(ip);
                 }
             }
