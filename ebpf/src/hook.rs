@@ -57,9 +57,13 @@ pub fn netns_entry(cookie: u64) -> NetnsEntry {
 }
 
 /// The node of `policy` for `ip`. The agent may swap the policy between the reads, so a miss is tried once more with the
-/// policy that is in force by then; `direction` picks it out of the namespace's entry.
+/// policy that is in force by then; `direction` picks it out of the namespace's entry. Where there is none, nobody asks for
+/// rules: most connections of a node with few enrolled pods are of that kind.
 #[inline(always)]
 pub fn rules<'a>(ip: Ip, policy: u32, cookie: u64, direction: fn(NetnsEntry) -> u32) -> Option<&'a PortRules> {
+    if policy == 0 {
+        return None;
+    }
     rules_of(ip, policy).or_else(|| rules_of(ip, direction(netns_entry(cookie))))
 }
 
