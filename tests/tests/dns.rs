@@ -151,7 +151,8 @@ fn resolver_libraries_and_tools_are_answered() {
         [(&one, &["dig.test", "glibc.test", "busybox.test", "musl.test"][..]), (&two, &["musl.test"])]
     {
         for name in names {
-            assert!(!resolver.asked(name).is_empty(), "{name}");
+            // The first answer is enough for a client: another resolver may be asked a moment later.
+            eventually(&format!("somebody asks for {name}"), || !resolver.asked(name).is_empty());
         }
     }
     assert_eq!(one.asked("dig.test").len(), 1, "asked twice in two ways, and kept");
