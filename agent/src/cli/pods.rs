@@ -58,7 +58,10 @@ impl Args {
         match self.output {
             Output::Json => output::print_json(&answer),
             Output::Table | Output::Wide if pods.is_empty() => {
-                eprintln!("no pods: the configuration has no `intercept.pods`, or no container runtime knows of any");
+                eprintln!(
+                    "no pods: the configuration has no `intercept.pods`, or no container runtime knows of any; the \
+                     agent's log names a runtime that does not answer"
+                );
                 Ok(())
             }
             Output::Table => output::print(&table(pods, COLUMNS)),

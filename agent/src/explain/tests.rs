@@ -390,3 +390,17 @@ fn what_the_kernel_takes_of_a_pod_follows_from_its_rules_and_the_agents_own() {
         assert!(answer.listener.is_some(), "the way is told in any case");
     }
 }
+
+/// The README's example and what it says of it; whoever changes one is told of the other.
+#[test]
+fn the_readme_shows_what_is_printed() {
+    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
+    let readme = std::fs::read_to_string(file).expect("README.md");
+    let (_, text) = readme.split_once("```yaml\n").expect("the configuration");
+    let (configuration, rest) = text.split_once("```\n").expect("its end");
+    let source = Source::Inline { name: "shop.yaml".to_owned(), text: configuration.to_owned() };
+    let loaded = load(&source, &Runtime::default(), 1).unwrap_or_else(|errors| panic!("{errors}"));
+    assert_eq!(loaded.warnings.len(), 0, "{:?}", loaded.warnings);
+    let printed = explain(&loaded.snapshot, &to("http://shop/checkout/cart", "10.0.0.7:8080")).text();
+    assert!(rest.contains(&format!("http://shop/checkout/cart\n{printed}\n$ ")), "README.md should show:\n{printed}");
+}
