@@ -44,10 +44,10 @@ pub static WAYLAY_RESOLVER: HashMap<SlotKey, Ip, { limits::RESOLVER_ENTRIES as u
 #[inline(always)]
 pub fn ask(ctx: &SockAddrContext, family: Family) -> i32 {
     let addr = ctx.sock_addr;
-    if dns::is_question(read!(addr, protocol), u16::from_be(read!(addr, user_port) as u16)) {
-        if let Some(settings) = WAYLAY_SETTINGS.get(0).filter(|settings| connect::concerns(settings)) {
-            hook::count(redirect(addr, family, settings));
-        }
+    if dns::is_question(read!(addr, protocol), u16::from_be(read!(addr, user_port) as u16))
+        && let Some(settings) = WAYLAY_SETTINGS.get(0).filter(|settings| connect::concerns(settings))
+    {
+        hook::count(redirect(addr, family, settings));
     }
     PROCEED
 }

@@ -124,7 +124,7 @@ impl NetConf {
     }
 }
 
-/// Reads a timeout: more than nothing, and at most [`TIMEOUT_MAX`].
+/// Reads a timeout: more than nothing, and at most `TIMEOUT_MAX`.
 ///
 /// # Errors
 /// What was expected.

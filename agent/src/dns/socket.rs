@@ -1,6 +1,6 @@
 //! The agent's UDP sockets in a network namespace: one for all IPv4 resolvers, and one for each slot of an IPv6 resolver.
 //!
-//! Before: [`super::server`], inside the namespace. After: [`super::serve`]. How a slot is told by an address is written
+//! Before: [`crate::server`], inside the namespace. After: [`super::serve`]. How a slot is told by an address is written
 //! in [`waylay_common::dns`].
 
 use std::io::{self, IoSlice, IoSliceMut};

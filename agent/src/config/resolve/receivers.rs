@@ -80,7 +80,7 @@ fn one_inbound(resolver: &mut Resolver<'_>, config: &Config, path: &Path<'_>) ->
     ok
 }
 
-/// A listener on 127.0.0.1 stands for [::1] as well.
+/// A listener on 127.0.0.1 stands for `[::1]` as well.
 fn implied(resolver: &mut Resolver<'_>, config: &Config, path: &Path<'_>) -> Option<()> {
     let mut ok = Some(());
     for direction in [TrafficDirection::Outbound, TrafficDirection::Inbound] {
