@@ -5,9 +5,23 @@
 //! connection goes next.
 
 use std::fmt;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 
+use nix::ifaddrs::getifaddrs;
 use serde::Serialize;
+
+/// The addresses of this host's interfaces, in the network namespace of the process.
+///
+/// # Errors
+/// The kernel does not list them.
+pub fn of_interfaces() -> io::Result<impl Iterator<Item = IpAddr>> {
+    Ok(getifaddrs()?.filter_map(|interface| {
+        let address = interface.address?;
+        let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
+    }))
+}
 
 macro_rules! address {
     ($(#[$doc:meta])* $name:ident) => {

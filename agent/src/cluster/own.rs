@@ -4,7 +4,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use crate::addr::EndpointAddr;
+use crate::addr::{EndpointAddr, of_interfaces};
 use crate::listener::Binding;
 use crate::snapshot::Snapshot;
 
@@ -51,14 +51,7 @@ pub(super) fn is_local(address: IpAddr) -> bool {
     if address.is_loopback() || address.is_unspecified() {
         return true;
     }
-    let Ok(mut interfaces) = nix::ifaddrs::getifaddrs() else { return true };
-    interfaces.any(|interface| {
-        let Some(own) = interface.address else { return false };
-        match address {
-            IpAddr::V4(address) => own.as_sockaddr_in().is_some_and(|own| own.ip() == address),
-            IpAddr::V6(address) => own.as_sockaddr_in6().is_some_and(|own| own.ip() == address),
-        }
-    })
+    of_interfaces().map_or(true, |mut own| own.any(|own| own == address))
 }
 
 #[cfg(test)]

@@ -10,12 +10,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
 };
 
 use aya::maps::{MapData, MapInfo};
-use nix::ifaddrs::getifaddrs;
 use waylay_common::settings::{ExemptKey, ExemptOwner};
+
+use crate::addr::of_interfaces;
 
 use super::{
     KernelError,
@@ -170,7 +171,8 @@ pub(super) fn listed(map: &Exempt) -> Result<Vec<(ExemptKey, ExemptOwner)>, Kern
 fn spell_out(listeners: &[SocketAddr]) -> Result<Vec<SocketAddr>, KernelError> {
     let mut addresses = listeners.to_vec();
     if listeners.iter().any(|listener| listener.ip().is_unspecified()) {
-        let own = own_addresses()?;
+        let listed = |source| KernelError::io("listing the addresses of this machine", source);
+        let own: Vec<_> = of_interfaces().map_err(listed)?.collect();
         for listener in listeners.iter().filter(|listener| listener.ip().is_unspecified()) {
             // An IPv6 wildcard listener receives IPv4 as well.
             let reached = own.iter().filter(|ip| listener.is_ipv6() || ip.is_ipv4());
@@ -181,16 +183,4 @@ fn spell_out(listeners: &[SocketAddr]) -> Result<Vec<SocketAddr>, KernelError> {
         }
     }
     Ok(addresses)
-}
-
-fn own_addresses() -> Result<Vec<IpAddr>, KernelError> {
-    let interfaces =
-        getifaddrs().map_err(|error| KernelError::io("listing the addresses of this machine", error.into()))?;
-    Ok(interfaces
-        .filter_map(|interface| {
-            let address = interface.address?;
-            let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
-            v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
-        })
-        .collect())
 }

@@ -3,7 +3,7 @@
 //! Before it: the configuration is resolved and the listening sockets are bound. After it: `handle`, which workers hold.
 
 use std::{
-    net::{SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket},
+    net::{SocketAddr, SocketAddrV4, SocketAddrV6},
     path::PathBuf,
     sync::{
         Mutex,
@@ -31,6 +31,7 @@ use super::{
     processes::Chosen,
     rival::Place,
 };
+use crate::netns::own_cookie;
 use crate::snapshot::ProcessRule;
 
 /// Beats between two looks for what other instances have left behind: about five seconds.
@@ -331,6 +332,5 @@ fn own_listeners(options: &InterceptOptions) -> Vec<SocketAddr> {
 }
 
 fn own_netns_cookie() -> Result<u64, KernelError> {
-    let cookie = || waylay_common::user::netns_cookie(&UdpSocket::bind("127.0.0.1:0")?);
-    cookie().map_err(|source| KernelError::io("reading the cookie of the agent's network namespace", source))
+    own_cookie().map_err(|source| KernelError::io("reading the cookie of the agent's network namespace", source))
 }

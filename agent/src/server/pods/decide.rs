@@ -8,8 +8,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use nix::ifaddrs::getifaddrs;
-
+use crate::addr::of_interfaces;
 use crate::kernel::{Policy, Rule};
 use crate::snapshot::{Admin, Intercept, Pods};
 use crate::workload::{Decision, Selector, Workload, select};
@@ -59,15 +58,8 @@ pub(crate) fn decide(
 
 /// All addresses of this machine, which probes of its pods come from.
 pub(crate) fn node_addresses() -> Vec<IpAddr> {
-    let Ok(interfaces) = getifaddrs() else { return Vec::new() };
-    let mut addresses: Vec<IpAddr> = interfaces
-        .filter_map(|interface| {
-            let address = interface.address?;
-            let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
-            v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
-        })
-        .filter(|address| !address.is_loopback() && !is_link_local(*address))
-        .collect();
+    let Ok(all) = of_interfaces() else { return Vec::new() };
+    let mut addresses: Vec<IpAddr> = all.filter(|address| !address.is_loopback() && !is_link_local(*address)).collect();
     addresses.sort_unstable();
     addresses.dedup();
     addresses
