@@ -5,9 +5,11 @@
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::os::fd::AsFd;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::kernel::{InboundEnrolment, Policy};
 use crate::listener::{Binding, Listener, ReusePort};
 
 /// Tries to find a port that is free in both families. Few of some 28,000 are taken, so that one is nearly always
@@ -23,6 +25,36 @@ pub struct Bound {
     pub addresses: Vec<SocketAddr>,
     /// For each worker, a socket for each address.
     pub sockets: Vec<Vec<TcpListener>>,
+}
+
+/// Handles on one socket of the inbound listener for each family: the kernel finds the others of its group by itself.
+#[derive(Debug, Default)]
+pub struct InboundSockets(Vec<TcpListener>);
+
+impl InboundSockets {
+    /// Of the inbound listener, as it was bound.
+    ///
+    /// # Errors
+    /// No file descriptors to be had.
+    pub fn of(sockets: &[Vec<TcpListener>]) -> io::Result<Self> {
+        let first = sockets.first().into_iter().flatten();
+        Ok(Self(first.map(TcpListener::try_clone).collect::<Result<_, _>>()?))
+    }
+
+    /// What of that which arrives at them is taken; `None` without a socket.
+    pub fn enrolment<'a>(&'a self, policy: &'a Policy) -> Option<InboundEnrolment<'a>> {
+        let of_family = |v4: bool| {
+            let is_it = |socket: &&TcpListener| socket.local_addr().is_ok_and(|address| address.is_ipv4() == v4);
+            self.0.iter().find(is_it).map(AsFd::as_fd)
+        };
+        let (listener_v4, listener_v6) = (of_family(true), of_family(false));
+        (!self.0.is_empty()).then_some(InboundEnrolment { policy, listener_v4, listener_v6 })
+    }
+
+    /// Lets go of them.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
 }
 
 /// Why a listener has no socket.

@@ -38,7 +38,7 @@ pub use bind::{BindError, Ports};
 pub(crate) use pods::decide;
 
 use accept::WorkerThread;
-use bind::{Bound, bind};
+use bind::{Bound, InboundSockets, bind};
 use interception::Attached;
 use pods::Pods;
 
@@ -206,7 +206,7 @@ struct Serving {
     /// By configured address.
     bound: BTreeMap<SocketAddr, Vec<SocketAddr>>,
     /// Handles on the sockets of the inbound listener.
-    inbound: Vec<TcpListener>,
+    inbound: InboundSockets,
     attached: Option<Attached>,
     dns: Option<DnsThread>,
     clusters: ClusterManager,
@@ -261,7 +261,7 @@ impl Server {
             signals: options.signals,
             workers,
             bound: BTreeMap::new(),
-            inbound: Vec::new(),
+            inbound: InboundSockets::default(),
             attached: None,
             dns: None,
             drain: drain_control,
@@ -418,13 +418,16 @@ impl Serving {
         }
     }
 
-    /// The kernel hands what arrives to one of the inbound listener's sockets, and finds the others by itself.
+    /// Keeps handles on the sockets of the inbound listener, if these are its.
     fn keep_inbound(&mut self, sockets: &[Vec<TcpListener>], key: SocketAddr) {
         let snapshot = self.shared.snapshot.load();
         let is_inbound = |listener: &&Arc<Listener>| listener.direction == TrafficDirection::Inbound;
-        if snapshot.listeners.bound_at(key).filter(is_inbound).is_some() {
-            let handles = sockets.first().into_iter().flatten().map(TcpListener::try_clone);
-            self.inbound = handles.filter_map(Result::ok).collect();
+        if snapshot.listeners.bound_at(key).filter(is_inbound).is_none() {
+            return;
+        }
+        match InboundSockets::of(sockets) {
+            Ok(handles) => self.inbound = handles,
+            Err(error) => tracing::error!(%error, "what arrives at this machine cannot be taken"),
         }
     }
 

@@ -2,17 +2,16 @@
 //!
 //! Before: [`super`], which decides. After: [`crate::server::accept`] on the workers, and [`crate::kernel`].
 
-use std::net::{SocketAddr, TcpListener};
-use std::os::fd::AsFd;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::super::bind::{BindError, Bound, bind_at_loopback};
+use super::super::bind::{BindError, Bound, InboundSockets, bind_at_loopback};
 use super::super::life::LAST_REDIRECTED;
 use super::super::reload::describe;
 use super::{Member, Serving};
 use crate::dns::DnsError;
-use crate::kernel::{Enrolment, InboundEnrolment, KernelError, Policy};
-use crate::listener::{Binding, TrafficDirection};
+use crate::kernel::{Enrolment, KernelError, Policy};
+use crate::listener::TrafficDirection;
 use crate::place::Place;
 use crate::workload::{NetnsError, Workload, netns_of};
 
@@ -25,8 +24,8 @@ pub(in crate::server) struct Enrolled {
     pub(super) place: Arc<Place>,
     /// Listeners that have sockets there, by configured address.
     keys: Vec<SocketAddr>,
-    /// A handle on one of the inbound listener's sockets for each family.
-    inbound: Vec<TcpListener>,
+    /// Of the inbound listener.
+    inbound: InboundSockets,
     policies: (Policy, Option<Policy>),
 }
 
@@ -64,21 +63,21 @@ impl Serving {
         if let Some(Member { workload: holder, .. }) = self.pods.holder(place.id()) {
             return Err(EnrolError::Shared(holder.to_string()));
         }
-        let mut enrolled = Enrolled { place: place.clone(), keys: Vec::new(), inbound: Vec::new(), policies };
-        let result = match self.listen_there(&mut enrolled).await {
-            Ok(addresses) => match self.take(&enrolled, &addresses) {
-                Ok(()) => self.answer_there(&place).await,
-                Err(error) => Err(error),
-            },
-            Err(error) => Err(error),
-        };
-        match result {
+        let mut enrolled =
+            Enrolled { place: place.clone(), keys: Vec::new(), inbound: InboundSockets::default(), policies };
+        match self.bring_in(&mut enrolled).await {
             Ok(()) => Ok(enrolled),
             Err(error) => {
                 self.retire(enrolled).await;
                 Err(error)
             }
         }
+    }
+
+    async fn bring_in(&self, enrolled: &mut Enrolled) -> Result<(), EnrolError> {
+        let addresses = self.listen_there(enrolled).await?;
+        self.take(enrolled, &addresses)?;
+        self.answer_there(&enrolled.place).await
     }
 
     async fn place_of(&mut self, workload: &Arc<Workload>) -> Result<Arc<Place>, EnrolError> {
@@ -91,15 +90,12 @@ impl Serving {
     async fn listen_there(&self, enrolled: &mut Enrolled) -> Result<Vec<SocketAddr>, EnrolError> {
         let snapshot = self.shared.snapshot.load_full();
         let mut addresses = Vec::new();
-        for listener in
-            snapshot.listeners.iter().filter(|listener| listener.receives() && listener.binding != Binding::Virtual)
-        {
+        for listener in snapshot.listeners.iter().filter(|listener| listener.receives()) {
             let (count, target) = (self.workers.len().min(ACCEPTING_WORKERS), listener.clone());
             let bound = enrolled.place.run(move || bind_at_loopback(&target, count)).await;
             let Bound { key, addresses: there, sockets } = bound??;
             if listener.direction == TrafficDirection::Inbound {
-                let handles = sockets.first().into_iter().flatten().map(TcpListener::try_clone);
-                enrolled.inbound = handles.collect::<Result<_, _>>()?;
+                enrolled.inbound = InboundSockets::of(&sockets)?;
             }
             enrolled.keys.push(key);
             addresses.extend(there);
@@ -183,15 +179,7 @@ impl Enrolled {
 
     fn enrolment<'a>(&'a self, listeners: &'a [SocketAddr]) -> Enrolment<'a> {
         let (outbound, inbound) = &self.policies;
-        let handle = |v4: bool| {
-            let is_it = |socket: &&TcpListener| socket.local_addr().is_ok_and(|address| address.is_ipv4() == v4);
-            self.inbound.iter().find(is_it).map(AsFd::as_fd)
-        };
-        let inbound = inbound.as_ref().filter(|_| !self.inbound.is_empty()).map(|policy| InboundEnrolment {
-            policy,
-            listener_v4: handle(true),
-            listener_v6: handle(false),
-        });
+        let inbound = inbound.as_ref().and_then(|policy| self.inbound.enrolment(policy));
         Enrolment { outbound: Some(outbound), inbound, listeners }
     }
 }

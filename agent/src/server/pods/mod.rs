@@ -38,6 +38,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// How long the agent is not ready for want of an answer about the pods that are there already.
 const FIRST_ANSWER: Duration = Duration::from_secs(5);
+
 /// How long signals, reloads and the network plugin wait at most while many workloads are enrolled: a single enrolment
 /// takes some milliseconds.
 const TURN: Duration = Duration::from_millis(50);
@@ -187,14 +188,14 @@ impl Pods {
         });
     }
 
-    /// What there is to decide on: all that runtimes list, and what was announced and they do not list yet. `None`: they
-    /// have not answered yet, and nothing can be said of what is gone.
-    pub(super) fn listed(&mut self) -> (Option<()>, BTreeMap<WorkloadId, Arc<Workload>>) {
+    /// What there is to decide on: all that runtimes list, and what was announced and they do not list yet; and whether
+    /// all of them have answered: before, nothing can be said of what is gone.
+    pub(super) fn listed(&mut self) -> (bool, BTreeMap<WorkloadId, Arc<Workload>>) {
         let mut all = BTreeMap::new();
-        let mut complete = None;
+        let mut complete = false;
         if let Some(running) = &mut self.discovery {
             let found = running.found.borrow_and_update();
-            complete = found.complete.then_some(());
+            complete = found.complete;
             all.extend(found.workloads.iter().map(|workload| (workload.id.clone(), workload.clone())));
             let problems: BTreeSet<String> = found.problems.iter().cloned().collect();
             for problem in problems.difference(&self.problems) {
@@ -266,7 +267,7 @@ impl Serving {
         let (complete, listed) = self.pods.listed();
         if self.pods.discovery.is_none() {
             self.leave_alone_all().await;
-        } else if complete.is_some() {
+        } else if complete {
             let gone: Vec<_> = self.pods.members.keys().filter(|id| !listed.contains_key(*id)).cloned().collect();
             for id in gone {
                 self.release(&id).await;
