@@ -75,11 +75,10 @@ pub fn concerns(settings: &Settings) -> bool {
     }
 }
 
-/// Where the application wants to go; an unspecified address is spelled out as what the kernel makes of it.
+/// The address that the hook is told, as it stands.
 #[inline(always)]
-pub fn destination(addr: *mut bpf_sock_addr, sk: *mut bpf_sock, family: Family) -> Endpoint {
-    let port = u16::from_be(read!(addr, user_port) as u16);
-    let ip = match family {
+pub fn ip(addr: *mut bpf_sock_addr, family: Family) -> Ip {
+    match family {
         Family::V4 => Ip::from_v4_word(read!(addr, user_ip4)),
         Family::V6 => Ip::from_words([
             read!(addr, user_ip6[0]),
@@ -87,7 +86,14 @@ pub fn destination(addr: *mut bpf_sock_addr, sk: *mut bpf_sock, family: Family) 
             read!(addr, user_ip6[2]),
             read!(addr, user_ip6[3]),
         ]),
-    };
+    }
+}
+
+/// Where the application wants to go; an unspecified address is spelled out as what the kernel makes of it.
+#[inline(always)]
+pub fn destination(addr: *mut bpf_sock_addr, sk: *mut bpf_sock, family: Family) -> Endpoint {
+    let port = u16::from_be(read!(addr, user_port) as u16);
+    let ip = ip(addr, family);
     if !ip.is_unspecified() {
         return Endpoint::new(ip, port);
     }

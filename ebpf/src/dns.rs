@@ -120,15 +120,7 @@ pub fn answer(ctx: &SockAddrContext, family: Family) -> i32 {
 
 #[inline(always)]
 fn asked(addr: *mut bpf_sock_addr, family: Family) -> Option<Endpoint> {
-    let ip = match family {
-        Family::V4 => Ip::from_v4_word(read!(addr, user_ip4)),
-        Family::V6 => Ip::from_words([
-            read!(addr, user_ip6[0]),
-            read!(addr, user_ip6[1]),
-            read!(addr, user_ip6[2]),
-            read!(addr, user_ip6[3]),
-        ]),
-    };
+    let ip = connect::ip(addr, family);
     // Nearly every datagram leaves here.
     if !Slot::is_possible(ip) || !dns::is_question(read!(addr, protocol), dns::PORT) {
         return None;

@@ -19,6 +19,7 @@ mod dns;
 mod hook;
 mod log;
 mod maps;
+mod object;
 mod peername;
 mod shared_maps;
 mod sockets;
@@ -99,18 +100,3 @@ pub fn waylay_dns_pee4(ctx: SockAddrContext) -> i32 {
 pub fn waylay_dns_pee6(ctx: SockAddrContext) -> i32 {
     dns::answer(&ctx, connect::Family::V6)
 }
-
-// On the host, where this crate is only checked and linted, the panic handler is that of std.
-#[cfg(not(target_arch = "bpf"))]
-extern crate std;
-
-#[cfg(target_arch = "bpf")]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
-
-/// The helpers these programs call are offered to GPL-compatible programs only.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

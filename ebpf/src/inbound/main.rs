@@ -12,6 +12,8 @@
 #[path = "../hook.rs"]
 mod hook;
 mod lookup;
+#[path = "../object.rs"]
+mod object;
 #[path = "../shared_maps.rs"]
 mod shared_maps;
 
@@ -25,18 +27,3 @@ pub static WAYLAY_PLACE: Array<u64, 1> = Array::new();
 pub fn waylay_inbound(ctx: SkLookupContext) -> u32 {
     lookup::run(&ctx)
 }
-
-// On the host, where this crate is only checked and linted, the panic handler is that of std.
-#[cfg(not(target_arch = "bpf"))]
-extern crate std;
-
-#[cfg(target_arch = "bpf")]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
-
-/// The helpers this program calls are offered to GPL-compatible programs only.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
