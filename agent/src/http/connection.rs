@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use http::StatusCode;
+use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -27,6 +28,7 @@ use crate::telemetry::ResponseFlags;
 use crate::telemetry::record::ConnectionInfo;
 use crate::worker::Worker;
 
+use super::downstream::Downstream;
 use super::gate::{Gate, Wire};
 use super::head::HeadLimits;
 use super::refusal::Refusal;
@@ -318,7 +320,9 @@ async fn serve_http1(connection: &Rc<Connection>, stream: TcpStream, first: Byte
         max_headers: manager.max_headers_count as usize,
     };
     let gate = Gate::http1(stream, first, connection.wire.clone(), limits);
-    let service = service_fn(|request| service::serve(connection.clone(), request));
+    let service = service_fn(|request: http::Request<Incoming>| {
+        service::serve(connection.clone(), request.map(Downstream::Hyper))
+    });
     let mut codec = http1::Builder::new()
         .max_headers(limits.max_headers)
         .max_buf_size(limits.max_bytes.max(64 * 1024) + 64 * 1024)
@@ -354,7 +358,9 @@ async fn serve_http2(connection: &Rc<Connection>, stream: TcpStream, first: Byte
     manager.stats.downstream_cx_http2_total.inc();
     let gate = Gate::open(stream, first, connection.wire.clone());
     let shared = connection.clone();
-    let service = service_fn(move |request| service::serve(shared.clone(), request));
+    let service = service_fn(move |request: http::Request<Incoming>| {
+        service::serve(shared.clone(), request.map(Downstream::Hyper))
+    });
     let mut codec = http2::Builder::new(LocalExecutor)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)

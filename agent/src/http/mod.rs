@@ -5,6 +5,7 @@
 pub mod check;
 mod chunk;
 pub mod connection;
+mod downstream;
 mod exchange;
 mod gate;
 mod head;

@@ -11,8 +11,8 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 
+use super::downstream::{Downstream, DownstreamError};
 use super::meter::Meter;
 
 /// What is kept of a request's body for another try: Envoy's default `per_connection_buffer_limit_bytes`.
@@ -23,7 +23,7 @@ pub const MAX_KEPT_BYTES: usize = 1024 * 1024;
 pub enum RequestBodyError {
     /// The client's side failed.
     #[error("reading the request's body")]
-    Client(#[source] hyper::Error),
+    Client(#[source] DownstreamError),
     /// Another try reads it now, or nobody does any more.
     #[error("the request is no longer read for this try")]
     Abandoned,
@@ -40,7 +40,7 @@ pub enum Keep {
 
 struct Source {
     /// `None` when nobody wants it any more.
-    incoming: Option<Incoming>,
+    incoming: Option<Downstream>,
     /// Whoever waits for more of it.
     reader: Option<Waker>,
     meter: Rc<Meter>,
@@ -61,7 +61,7 @@ pub struct Upload(Option<Rc<RefCell<Source>>>);
 
 impl Upload {
     /// The body `incoming`, whose bytes `meter` counts.
-    pub fn new(incoming: Incoming, meter: Rc<Meter>, keep: Keep) -> Self {
+    pub fn new(incoming: Downstream, meter: Rc<Meter>, keep: Keep) -> Self {
         if incoming.is_end_stream() {
             meter.arrive();
             return Self(None);

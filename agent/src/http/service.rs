@@ -13,13 +13,13 @@ use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{Request, Response, StatusCode, Version};
 use http_body::Body as _;
-use hyper::body::Incoming;
 
 use crate::cluster::{Cluster, UpstreamProtocol};
 use crate::telemetry::ResponseFlags;
 
 use super::check::{self, Checked, check};
 use super::connection::Connection;
+use super::downstream::Downstream;
 use super::exchange::Exchange;
 use super::headers;
 use super::meter::Clock;
@@ -37,7 +37,7 @@ use super::upstream::{Answer, Outgoing};
 /// Serves one request.
 pub async fn serve(
     connection: Rc<Connection>,
-    request: Request<Incoming>,
+    request: Request<Downstream>,
 ) -> Result<Response<ResponseBody>, Infallible> {
     let (mut head, body) = request.into_parts();
     let mut exchange = Exchange::begin(&connection, &head);
@@ -67,7 +67,7 @@ async fn route(
     connection: &Rc<Connection>,
     mut exchange: Exchange,
     head: Parts,
-    body: Incoming,
+    body: Downstream,
     checked: Checked,
 ) -> Response<ResponseBody> {
     let (manager, snapshot) = (&connection.manager, &connection.snapshot);
@@ -128,7 +128,7 @@ fn direct(
 async fn forward(
     mut exchange: Exchange,
     mut head: Parts,
-    body: Incoming,
+    body: Downstream,
     checked: Checked,
     decision: &Decision<'_>,
     action: &RouteAction,
