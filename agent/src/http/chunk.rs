@@ -1,13 +1,18 @@
 //! Where a chunked body ends: follows the framing byte by byte, keeps nothing, changes nothing.
 //!
-//! [`super::gate`] asks it, to know where the next request's head begins. It accepts no more than the codec does
-//! (RFC 9112 section 7.1 without whitespace around the size), so that both always agree on the end.
+//! [`super::gate`] asks it, to know where the next request's head begins, and [`super::h1::decode`], which takes the data
+//! out (RFC 9112 section 7.1 without whitespace around the size).
+
+/// Bytes of all chunk extensions of one body together: hyper's limit. Nobody reads them; they are for those who would
+/// keep a connection busy with nothing.
+const MAX_EXTENSION_BYTES: u32 = 16 * 1024;
 
 /// The state between two bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ChunkScanner {
     at: At,
     size: u64,
+    extension_bytes: u32,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,6 +29,17 @@ enum At {
     Trailer,
     TrailerLf,
     EndLf,
+}
+
+/// What comes after a run of framing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framed {
+    /// More framing.
+    More,
+    /// A chunk's data, after so many bytes.
+    Data(usize),
+    /// The trailers or the last empty line, after so many bytes.
+    Trailers(usize),
 }
 
 /// What a run of bytes was.
@@ -45,11 +61,8 @@ impl ChunkScanner {
             if self.at == At::Data {
                 let rest = bytes.len() - position;
                 let taken = usize::try_from(self.size).map_or(rest, |size| size.min(rest));
-                self.size -= taken as u64;
+                self.take(taken);
                 position += taken;
-                if self.size == 0 {
-                    self.at = At::DataCr;
-                }
                 continue;
             }
             match self.step(*byte) {
@@ -62,6 +75,36 @@ impl ChunkScanner {
         Scanned::More
     }
 
+    /// Follows `bytes` no further than to the next chunk's data, or to the trailers. `Err` is the place of the byte that
+    /// breaks the framing.
+    pub fn framing(&mut self, bytes: &[u8]) -> Result<Framed, usize> {
+        for (position, byte) in bytes.iter().enumerate() {
+            match self.at {
+                At::Data => return Ok(Framed::Data(position)),
+                At::TrailerStart => return Ok(Framed::Trailers(position)),
+                _ => self.at = self.step(*byte).ok_or(position)?,
+            }
+        }
+        Ok(match self.at {
+            At::Data => Framed::Data(bytes.len()),
+            At::TrailerStart => Framed::Trailers(bytes.len()),
+            _ => Framed::More,
+        })
+    }
+
+    /// How much data of the present chunk comes next, in bytes; 0 when framing does.
+    pub fn data_ahead(&self) -> u64 {
+        if self.at == At::Data { self.size } else { 0 }
+    }
+
+    /// So many bytes of data were taken: no more than [`Self::data_ahead`].
+    pub fn take(&mut self, bytes: usize) {
+        self.size = self.size.saturating_sub(bytes as u64);
+        if self.size == 0 {
+            self.at = At::DataCr;
+        }
+    }
+
     /// The state after `byte`; `None` when it is not allowed here, or ends the body.
     fn step(&mut self, byte: u8) -> Option<At> {
         match (self.at, byte) {
@@ -72,7 +115,10 @@ impl ChunkScanner {
             }
             (At::Size, b';') => Some(At::Extension),
             (At::Size | At::Extension, b'\r') => Some(At::SizeLf),
-            (At::Extension, byte) if byte != b'\n' && byte != 0 => Some(At::Extension),
+            (At::Extension, byte) if byte != b'\n' && byte != 0 && self.extension_bytes < MAX_EXTENSION_BYTES => {
+                self.extension_bytes += 1;
+                Some(At::Extension)
+            }
             (At::SizeLf, b'\n') if self.size == 0 => Some(At::TrailerStart),
             (At::SizeLf, b'\n') => Some(At::Data),
             (At::DataCr, b'\r') => Some(At::DataLf),

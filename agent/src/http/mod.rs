@@ -8,6 +8,7 @@ pub mod connection;
 mod downstream;
 mod exchange;
 mod gate;
+pub mod h1;
 mod head;
 pub mod headers;
 mod meter;
@@ -23,6 +24,7 @@ mod router;
 mod service;
 mod tunnel;
 mod upstream;
+mod upstream_body;
 mod upstream_io;
 
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! The response's body on its way to the client: streamed, counted, watched by the clock.
 //!
-//! Before: hyper's client side, or a local answer. After: hyper's server side. It owns the [`Exchange`]: when the body ends,
+//! Before: [`super::upstream_body`], or a local answer. After: hyper's server side. It owns the [`Exchange`]: when the body ends,
 //! so does the exchange. An endpoint that breaks off becomes an error here, and so a reset for the client: never a
 //! response that looks complete.
 
@@ -9,7 +9,6 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 
 use crate::telemetry::ResponseFlags;
 
@@ -17,13 +16,14 @@ use super::exchange::Exchange;
 use super::meter::{Clock, Expired};
 use super::request_body::Upload;
 use super::upstream::Ticket;
+use super::upstream_body::{Upstream, UpstreamError};
 
 /// Why a response was cut off.
 #[derive(Debug, thiserror::Error)]
 pub enum ResponseBodyError {
     /// The endpoint's side failed.
     #[error("reading the response's body")]
-    Upstream(#[source] hyper::Error),
+    Upstream(#[source] UpstreamError),
     /// It took too long.
     #[error("the response took too long")]
     TimedOut,
@@ -45,7 +45,7 @@ struct Local {
 
 struct Streamed {
     exchange: Exchange,
-    incoming: Incoming,
+    incoming: Upstream,
     clock: Clock,
     /// Given back when the body is complete.
     ticket: Option<Ticket>,
@@ -67,7 +67,7 @@ impl ResponseBody {
     }
 
     /// An endpoint's.
-    pub fn streamed(exchange: Exchange, incoming: Incoming, clock: Clock, ticket: Ticket, upload: Upload) -> Self {
+    pub fn streamed(exchange: Exchange, incoming: Upstream, clock: Clock, ticket: Ticket, upload: Upload) -> Self {
         let mut streamed =
             Streamed { exchange, incoming, clock, ticket: Some(ticket), upload: Some(upload), ended: false };
         if streamed.incoming.is_end_stream() {
@@ -115,11 +115,11 @@ impl Streamed {
         ResponseBodyError::TimedOut
     }
 
-    fn failed(&mut self, error: hyper::Error) -> ResponseBodyError {
+    fn failed(&mut self, error: UpstreamError) -> ResponseBodyError {
         if let Some(ticket) = self.ticket.take() {
             ticket.note_reset();
         }
-        let remote_reset = super::upstream::reset_reason(&error).is_some();
+        let remote_reset = error.is_remote_reset();
         let (flags, details) = if self.exchange.meter.has_failed() {
             (ResponseFlags::DOWNSTREAM_TERMINATION, "downstream_remote_disconnect")
         } else if remote_reset {

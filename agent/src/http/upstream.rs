@@ -10,7 +10,6 @@ use std::sync::Arc;
 use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body::Body as _;
-use hyper::body::Incoming;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -24,6 +23,7 @@ use crate::worker::Worker;
 use super::meter::Meter;
 use super::pool::{Http1Connection, Pools, Protocol, Stream};
 use super::request_body::RequestBody;
+use super::upstream_body;
 use super::upstream_io::{self, UpgradedIo};
 
 /// A request as it leaves the agent, for any number of tries.
@@ -82,7 +82,7 @@ impl From<FailureKind> for Failure {
 /// A response's head, and what is needed to read and end it.
 pub struct Answer {
     /// Head and body.
-    pub response: Response<Incoming>,
+    pub response: Response<upstream_body::Upstream>,
     /// To be finished with the body.
     pub ticket: Ticket,
 }
@@ -230,9 +230,11 @@ async fn send_http1(
     let upgrade = outgoing.upgrade.is_some();
     let sent = connection.sender.try_send_request(http1_request(outgoing, body)).await;
     let silent = connection.traffic.received.get() == silent_at;
-    let result = sent.map_err(|mut error| match error.take_message() {
-        Some(_) => FailureKind::NotSent,
-        None => failure_kind(error.error()),
+    let result = sent.map(|response| response.map(upstream_body::Upstream::Hyper)).map_err(|mut error| {
+        match error.take_message() {
+            Some(_) => FailureKind::NotSent,
+            None => failure_kind(error.error()),
+        }
     });
     let response = result
         .and_then(|response| if is_sound(&response, upgrade) { Ok(response) } else { Err(FailureKind::Protocol) });
@@ -265,6 +267,7 @@ async fn send_http2(
     match sent {
         Ok(response) => {
             ticket.lease = Some(Lease::Http2 { _stream: stream });
+            let response = response.map(upstream_body::Upstream::Hyper);
             Ok(Answer { response, ticket })
         }
         Err(mut error) => {
@@ -347,7 +350,7 @@ fn http2_request(outgoing: Outgoing, body: RequestBody) -> Option<Request<Reques
 }
 
 /// Whether an HTTP/1 response has one meaning only, and one that was asked for.
-fn is_sound(response: &Response<Incoming>, upgrade: bool) -> bool {
+fn is_sound(response: &Response<upstream_body::Upstream>, upgrade: bool) -> bool {
     let headers = response.headers();
     let ambiguous = headers.contains_key(header::TRANSFER_ENCODING) && headers.contains_key(header::CONTENT_LENGTH);
     let unasked = response.status() == StatusCode::SWITCHING_PROTOCOLS && !upgrade;

@@ -1,0 +1,3 @@
+//! HTTP/1.1 on bare sockets: what both sides of the agent share.
+
+pub mod decode;
