@@ -1,3 +1,4 @@
 //! HTTP/1.1 on bare sockets: what both sides of the agent share.
 
 pub mod decode;
+pub mod encode;
