@@ -2,6 +2,7 @@
 //!
 //! Read `setup` first: every other verb begins with it. One file a verb; `shell` runs programs for all of them.
 
+mod bench;
 mod build;
 mod check;
 mod demo;
@@ -32,6 +33,14 @@ enum Verb {
     Test(test::Args),
     /// Show waylay at work: one request, three orderings of routes, then bytes and requests
     Demo(demo::Args),
+    /// Measure waylay and its peers side by side: ratios, tables, plots
+    Bench(bench::Args),
+    /// Load generators of `bench`
+    #[command(hide = true)]
+    Load {
+        #[command(subcommand)]
+        kind: bench::load::Kind,
+    },
 }
 
 fn main() -> ExitCode {
@@ -41,6 +50,8 @@ fn main() -> ExitCode {
         Verb::Check => check::run(),
         Verb::Test(args) => test::run(&args),
         Verb::Demo(args) => demo::run(&args),
+        Verb::Bench(args) => bench::run(&args),
+        Verb::Load { kind } => bench::load::run(&kind),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

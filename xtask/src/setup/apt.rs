@@ -51,6 +51,25 @@ pub const TEST: &[Program] = &[
     program("musl-gcc", "musl-tools"),
 ];
 
+/// The proxies that are measured beside waylay, and what loads them.
+pub const BENCH: &[Program] = &[
+    program("ip", "iproute2"),
+    program("nsenter", "util-linux"),
+    program("python3", "python3-venv"),
+    daemon("haproxy", "haproxy", "haproxy.service"),
+    daemon("nginx", "nginx", "nginx.service"),
+    program(NGINX_STREAM, "libnginx-mod-stream"),
+    program("wrk", "wrk"),
+    program("h2load", "nghttp2-client"),
+    program("iperf3", "iperf3"),
+    program("iptables", "iptables"),
+    // Pingora's compression is built with it.
+    program("cmake", "cmake"),
+];
+
+/// Not a program, but what nginx loads; where its packages put it elsewhere, it is part of nginx.
+const NGINX_STREAM: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
+
 /// A program that is not in the PATH.
 const CNI_BRIDGE: &str = "/usr/lib/cni/bridge";
 
@@ -124,6 +143,7 @@ fn is_there(name: &str) -> bool {
         "python3" => shell::find(name).is_some() && venv_module(),
         // The tests' pods have no libraries; a busybox that needs some is another package's.
         "busybox" => shell::find(name).is_some_and(|path| is_static(&path)),
+        NGINX_STREAM => Path::new(NGINX_STREAM).exists(),
         path if path.starts_with('/') => shell::is_executable(Path::new(path)),
         _ => shell::find(name).is_some(),
     }

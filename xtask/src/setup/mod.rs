@@ -5,6 +5,7 @@
 
 mod apt;
 mod bpf;
+mod pingora;
 mod python;
 mod tools;
 
@@ -12,12 +13,18 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 pub use bpf::toolchain as kernel_toolchain;
+pub use pingora::program as pingora;
+pub use python::envoy;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// What for; everything needs what `build` needs
     #[arg(long = "for", value_name = "PURPOSE", value_enum, default_value = "build")]
     purpose: Purpose,
+
+    /// The same as `--for bench`
+    #[arg(long, conflicts_with = "purpose")]
+    bench: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -32,12 +39,14 @@ pub enum Purpose {
     PureTests,
     /// ... and cargo-nextest, the programs whose connections the tests intercept, Python packages
     Test,
+    /// ... and the proxies and load generators that the benchmark puts beside waylay
+    Bench,
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    bring(args.purpose)?;
+    bring(if args.bench { Purpose::Bench } else { args.purpose })?;
     eprintln!("All is there.");
-    if args.purpose == Purpose::Build {
+    if args.purpose == Purpose::Build && !args.bench {
         eprintln!("Next: cargo xtask demo, or cargo xtask test (each brings what else it needs).");
     }
     Ok(())
@@ -55,6 +64,11 @@ pub fn bring(purpose: Purpose) -> Result<()> {
             apt::bring(apt::TEST)?;
             python::bring()?;
             tools::bring(&tools::CARGO_NEXTEST)
+        }
+        Purpose::Bench => {
+            apt::bring(apt::BENCH)?;
+            python::bring()?;
+            pingora::bring()
         }
     }
 }

@@ -11,6 +11,11 @@ pub fn venv() -> PathBuf {
     shell::target_dir().join("test-venv")
 }
 
+/// Envoy, which comes as a Python package.
+pub fn envoy() -> PathBuf {
+    venv().join("bin/envoy")
+}
+
 pub fn bring() -> Result<()> {
     let requirements = shell::root().join("tests/requirements.txt");
     let wanted =
