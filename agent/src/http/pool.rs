@@ -1,18 +1,18 @@
 //! Connections to endpoints that are open already: one pool for each worker.
 //!
 //! Before: `upstream`, which asks here first. HTTP/1 connections carry one request at a time and are used again in
-//! LIFO order, so that those which are not needed grow old and are closed; HTTP/2 connections are shared. The driver task of
-//! a connection sees the endpoint close it, so a dead connection is noticed before it is used, unless the close and the
-//! request cross on the wire: that race is the router's to mend.
+//! LIFO order, so that those which are not needed grow old and are closed; HTTP/2 connections are shared. The runtime hears
+//! of the endpoint closing one, so a dead connection is noticed before it is used, unless the close and the request cross
+//! on the wire: that race is the router's to mend.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::client::conn::{http1, http2};
-use tokio::sync::oneshot;
+use hyper::client::conn::http2;
 use tokio::time::Instant;
 
 use crate::cluster::Cluster;
@@ -20,8 +20,9 @@ use crate::cluster::endpoint::Endpoint;
 use crate::listener::TrafficDirection;
 use crate::place::{Behalf, Place};
 
+use super::h1::client::Connection;
 use super::request_body::RequestBody;
-use super::upstream_io::{Traffic, UpgradedIo};
+use super::upstream_io::Traffic;
 
 /// Idle HTTP/1 connections to one endpoint: above it, the oldest is closed. The circuit breaker's default for
 /// connections of a whole cluster is 1024.
@@ -33,6 +34,9 @@ const MAX_STREAMS: u32 = 100;
 /// How often idle connections are looked at.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Larger buffers are not kept, in bytes.
+const MAX_OUTPUT_BYTES: usize = 64 * 1024;
+
 /// What is spoken with an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Protocol {
@@ -40,18 +44,6 @@ pub enum Protocol {
     Http1,
     /// Many.
     Http2,
-}
-
-/// An HTTP/1 connection that is free, or leased to one request.
-pub struct Http1Connection {
-    /// Sends a request.
-    pub sender: http1::SendRequest<RequestBody>,
-    /// What moved on it.
-    pub traffic: Rc<Traffic>,
-    /// What becomes of it after a 101.
-    pub upgraded: oneshot::Receiver<UpgradedIo>,
-    /// Requests so far.
-    pub served: u32,
 }
 
 /// An HTTP/2 connection, shared by requests.
@@ -98,7 +90,7 @@ impl Drop for Stream {
 }
 
 struct Idle {
-    connection: Http1Connection,
+    connection: Connection,
     since: Instant,
 }
 
@@ -116,8 +108,9 @@ struct Host {
 
 #[derive(Default)]
 struct Inner {
-    hosts: HashMap<Key, Host>,
+    hosts: HashMap<Key, Host, BuildHasherDefault<Spread>>,
     sweeping: bool,
+    output: Vec<u8>,
 }
 
 /// All of a worker's connections that can be used again.
@@ -127,45 +120,67 @@ pub struct Pools(Rc<RefCell<Inner>>);
 /// Whose: an address is another machine's in another network namespace. And what was opened for the one direction is not
 /// for the other: a connection from a pod to an address of its own leads to the agent's inbound side, one of the inbound
 /// side itself to the application.
-type Key = (u64, TrafficDirection, usize, Protocol);
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Key {
+    /// Its address in memory, which [`Host`] keeps from being given to another one.
+    endpoint: usize,
+    place: u64,
+    direction: TrafficDirection,
+}
 
-fn key(behalf: &Behalf, endpoint: &Arc<Endpoint>, protocol: Protocol) -> Key {
-    (behalf.place.id(), behalf.direction, Arc::as_ptr(endpoint) as usize, protocol)
+impl Key {
+    fn new(behalf: &Behalf, endpoint: &Arc<Endpoint>) -> Self {
+        let endpoint = Arc::as_ptr(endpoint).addr();
+        Self { endpoint, place: behalf.place.id(), direction: behalf.direction }
+    }
+}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.endpoint as u64 ^ self.place.rotate_left(24) ^ self.direction as u64);
+    }
+}
+
+/// Spreads a [`Key`]'s one number, which no peer chooses.
+#[derive(Clone, Copy, Default)]
+struct Spread(u64);
+
+impl Hasher for Spread {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // Fibonacci hashing: 2^64 divided by the golden ratio. The table takes its bits from both ends.
+        self.0 = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 impl Pools {
     /// A free HTTP/1 connection to `endpoint`.
-    pub fn take_http1(&self, behalf: &Behalf, endpoint: &Arc<Endpoint>) -> Option<Http1Connection> {
+    pub fn take_http1(&self, behalf: &Behalf, endpoint: &Arc<Endpoint>) -> Option<Connection> {
         let mut inner = self.0.borrow_mut();
-        let host = inner.hosts.get_mut(&key(behalf, endpoint, Protocol::Http1))?;
-        let mut position = host.idle.len();
-        while position > 0 {
-            position -= 1;
-            let sender = &host.idle[position].connection.sender;
-            if sender.is_closed() {
-                host.idle.remove(position);
-            } else if sender.is_ready() {
-                return Some(host.idle.remove(position).connection);
+        let host = inner.hosts.get_mut(&Key::new(behalf, endpoint))?;
+        while let Some(idle) = host.idle.pop() {
+            if idle.connection.is_quiet() {
+                return Some(idle.connection);
             }
         }
         None
     }
 
     /// Gives a connection back after its response was read to the end.
-    pub fn put_http1(
-        &self,
-        behalf: &Behalf,
-        cluster: &Arc<Cluster>,
-        endpoint: &Arc<Endpoint>,
-        connection: Http1Connection,
-    ) {
+    pub fn put_http1(&self, behalf: &Behalf, cluster: &Arc<Cluster>, endpoint: &Arc<Endpoint>, connection: Connection) {
         let worn_out = cluster.max_requests_per_connection.is_some_and(|max| connection.served >= max);
-        if worn_out || connection.sender.is_closed() || behalf.place.is_gone() {
+        if worn_out || !connection.is_quiet() || behalf.place.is_gone() {
             return;
         }
-        connection.traffic.upgrading.set(false);
         let mut inner = self.0.borrow_mut();
-        let host = inner.host(behalf, cluster, endpoint, Protocol::Http1);
+        let host = inner.host(behalf, cluster, endpoint);
         if host.idle.len() >= MAX_IDLE_PER_ENDPOINT {
             host.idle.remove(0);
         }
@@ -176,7 +191,7 @@ impl Pools {
     /// A stream on an HTTP/2 connection to `endpoint` that has room.
     pub fn take_http2(&self, behalf: &Behalf, cluster: &Cluster, endpoint: &Arc<Endpoint>) -> Option<Stream> {
         let mut inner = self.0.borrow_mut();
-        let host = inner.hosts.get_mut(&key(behalf, endpoint, Protocol::Http2))?;
+        let host = inner.hosts.get_mut(&Key::new(behalf, endpoint))?;
         host.shared.retain(|connection| !connection.sender.is_closed());
         let connection = host.shared.iter().find(|connection| connection.takes_more(cluster))?;
         Some(Stream::new(connection.clone()))
@@ -191,7 +206,7 @@ impl Pools {
         connection: &Rc<Http2Connection>,
     ) {
         let mut inner = self.0.borrow_mut();
-        inner.host(behalf, cluster, endpoint, Protocol::Http2).shared.push(connection.clone());
+        inner.host(behalf, cluster, endpoint).shared.push(connection.clone());
         self.sweep(&mut inner);
     }
 
@@ -202,7 +217,7 @@ impl Pools {
         cluster: &Arc<Cluster>,
         endpoint: &Arc<Endpoint>,
     ) -> Rc<tokio::sync::Mutex<()>> {
-        self.0.borrow_mut().host(behalf, cluster, endpoint, Protocol::Http2).opening.clone()
+        self.0.borrow_mut().host(behalf, cluster, endpoint).opening.clone()
     }
 
     /// Closes the connection of `cluster` that was idle longest, to make room under the circuit breaker's limit.
@@ -226,6 +241,19 @@ impl Pools {
         self.len() == 0
     }
 
+    /// An empty buffer to write a request into, for the length of one synchronous step.
+    pub fn output(&self) -> Vec<u8> {
+        std::mem::take(&mut self.0.borrow_mut().output)
+    }
+
+    /// Gives the buffer back.
+    pub fn keep_output(&self, mut output: Vec<u8>) {
+        if output.capacity() <= MAX_OUTPUT_BYTES {
+            output.clear();
+            self.0.borrow_mut().output = output;
+        }
+    }
+
     /// Sees to it that idle connections are closed in time.
     fn sweep(&self, inner: &mut Inner) {
         if !std::mem::replace(&mut inner.sweeping, true) {
@@ -235,14 +263,8 @@ impl Pools {
 }
 
 impl Inner {
-    fn host(
-        &mut self,
-        behalf: &Behalf,
-        cluster: &Arc<Cluster>,
-        endpoint: &Arc<Endpoint>,
-        protocol: Protocol,
-    ) -> &mut Host {
-        let host = self.hosts.entry(key(behalf, endpoint, protocol)).or_insert_with(|| Host {
+    fn host(&mut self, behalf: &Behalf, cluster: &Arc<Cluster>, endpoint: &Arc<Endpoint>) -> &mut Host {
+        let host = self.hosts.entry(Key::new(behalf, endpoint)).or_insert_with(|| Host {
             place: behalf.place.clone(),
             _endpoint: endpoint.clone(),
             cluster: cluster.clone(),
@@ -267,10 +289,11 @@ impl Inner {
             let stats = &host.cluster.stats;
             host.idle.retain(|idle| {
                 let keep = !expired(idle.since);
-                if !keep && !idle.connection.sender.is_closed() {
+                let quiet = idle.connection.is_quiet();
+                if !keep && quiet {
                     stats.upstream_cx_idle_timeout.inc();
                 }
-                keep && !idle.connection.sender.is_closed()
+                keep && quiet
             });
             host.shared.retain(|connection| {
                 let keep = connection.streams.get() > 0 || !expired(connection.idle_since.get());

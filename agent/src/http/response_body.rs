@@ -86,7 +86,7 @@ impl Streamed {
                 self.exchange.connection.linger();
             }
             if let Some(ticket) = self.ticket.take() {
-                ticket.finish(&self.exchange.meter);
+                ticket.finish(&mut self.incoming);
             }
             self.upload = None;
         }

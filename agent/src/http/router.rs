@@ -3,6 +3,7 @@
 //! Before: [`super::service`], which knows the cluster. After: an [`Answer`], or the [`Refusal`] that the client gets
 //! instead. What is tried again is decided by [`super::retry`].
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -110,7 +111,7 @@ async fn try_until_answered(exchange: &mut Exchange, request: Forward<'_>) -> Re
                 }
                 tried.retries += 1;
                 cluster.stats.upstream_rq_retry.inc();
-                release(result, exchange);
+                release(result);
                 tokio::time::sleep(back_off(policy, tried.retries, exchange.connection.worker.random())).await;
             }
             (verdict, _) => return conclude(exchange, cluster, result, verdict, tried),
@@ -133,11 +134,11 @@ fn note(tried: &mut Tried, failure: Failure) {
 }
 
 /// A response that is not passed on leaves its connection usable only if it is complete already.
-fn release(result: Result<Answer, Failure>, exchange: &Exchange) {
-    if let Ok(answer) = result
+fn release(result: Result<Answer, Failure>) {
+    if let Ok(mut answer) = result
         && http_body::Body::is_end_stream(answer.response.body())
     {
-        answer.ticket.finish(&exchange.meter);
+        answer.ticket.finish(answer.response.body_mut());
     }
 }
 
@@ -181,13 +182,13 @@ async fn try_once(
     policy: Option<&RetryPolicy>,
     endpoint: &Arc<Endpoint>,
 ) -> Result<Answer, Failure> {
-    let mut outgoing = request.outgoing.clone();
+    let mut outgoing = Cow::Borrowed(&request.outgoing);
     if request.host_of_endpoint {
-        name_endpoint(&mut outgoing, request.decision, endpoint);
+        name_endpoint(outgoing.to_mut(), request.decision, endpoint);
     }
     let (worker, behalf) = (exchange.connection.worker.clone(), exchange.connection.behalf.clone());
     let began = tokio::time::Instant::now();
-    let sent = send(&worker, &behalf, request.cluster, endpoint, request.protocol, outgoing, request.upload.next());
+    let sent = send(&worker, &behalf, request.cluster, endpoint, request.protocol, &outgoing, request.upload.next());
     let result = match policy.and_then(|policy| policy.per_try_timeout) {
         None => sent.await,
         Some(limit) => within(limit, sent).await.unwrap_or_else(|| {

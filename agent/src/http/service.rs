@@ -228,7 +228,7 @@ fn respond_with(
             head.headers.insert(header::UPGRADE, upgrade);
         }
         let connection = exchange.connection.clone();
-        if let Some((upgraded, ticket)) = ticket.into_upgraded() {
+        if let Some(upgraded) = incoming.into_upgraded() {
             connection.prepare_tunnel(Tunnel { exchange, upgraded, ticket, idle: clock.idle });
         }
         ResponseBody::none()

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::telemetry::ResponseFlags;
@@ -26,7 +25,7 @@ pub struct Tunnel {
     /// Ends with the tunnel.
     pub exchange: Exchange,
     /// The endpoint's side.
-    pub upgraded: oneshot::Receiver<UpgradedIo>,
+    pub upgraded: UpgradedIo,
     /// Counts the request as in flight.
     pub ticket: Ticket,
     /// Without anything moving.
@@ -36,11 +35,7 @@ pub struct Tunnel {
 impl Tunnel {
     /// Carries bytes between `client`, from which `first` was read already, and the endpoint, until both have ended.
     pub async fn run(self, client: impl AsyncRead + AsyncWrite, first: Bytes) {
-        let Self { mut exchange, upgraded, ticket, idle } = self;
-        let Ok(mut endpoint) = upgraded.await else {
-            exchange.reset(ResponseFlags::UPSTREAM_CONNECTION_TERMINATION, "upgrade_failed");
-            return;
-        };
+        let Self { mut exchange, upgraded: mut endpoint, ticket, idle } = self;
         let moved = Cell::new(Instant::now());
         let (client_reader, client_writer) = tokio::io::split(client);
         let (endpoint_reader, endpoint_writer) = tokio::io::split(&mut endpoint.stream);

@@ -4,13 +4,12 @@
 //! back when the body is read. An error says what became of the request, so that the router can judge whether another try
 //! is safe; nothing is judged here.
 
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
-use http_body::Body as _;
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::cluster::Cluster;
@@ -20,11 +19,12 @@ use crate::cluster::endpoint::Endpoint;
 use crate::place::Behalf;
 use crate::worker::Worker;
 
-use super::meter::Meter;
-use super::pool::{Http1Connection, Pools, Protocol, Stream};
+use super::h1::client::{Call, CallError, Connection, Sending};
+use super::h1::encode::{self, Framing, Length};
+use super::pool::{Pools, Protocol, Stream};
 use super::request_body::RequestBody;
 use super::upstream_body;
-use super::upstream_io::{self, UpgradedIo};
+use super::upstream_io;
 
 /// A request as it leaves the agent, for any number of tries.
 #[derive(Clone, Debug)]
@@ -87,18 +87,14 @@ pub struct Answer {
     pub ticket: Ticket,
 }
 
-enum Lease {
-    Http1(Box<Http1Connection>),
-    Http2 { _stream: Stream },
-}
-
 /// A request in flight to one endpoint: counted until it is dropped.
 pub struct Ticket {
     pools: Pools,
     behalf: Behalf,
     cluster: Arc<Cluster>,
     endpoint: Arc<Endpoint>,
-    lease: Option<Lease>,
+    // Counts the request as one of its HTTP/2 connection's.
+    stream: Option<Stream>,
     began: Instant,
     // Counts the request as in flight to the cluster.
     _permit: Permit,
@@ -116,18 +112,16 @@ impl Ticket {
             behalf: behalf.clone(),
             cluster: cluster.clone(),
             endpoint: endpoint.clone(),
-            lease: None,
+            stream: None,
             began: Instant::now(),
             _permit: permit,
         })
     }
 
     /// The response was read to its end: the connection is free, unless the request is still being sent.
-    pub fn finish(mut self, request: &Meter) {
-        if let Some(Lease::Http1(connection)) = self.lease.take()
-            && request.has_arrived()
-        {
-            self.pools.put_http1(&self.behalf, &self.cluster, &self.endpoint, *connection);
+    pub fn finish(self, body: &mut upstream_body::Upstream) {
+        if let Some(connection) = body.release() {
+            self.pools.put_http1(&self.behalf, &self.cluster, &self.endpoint, connection);
         }
     }
 
@@ -141,14 +135,6 @@ impl Ticket {
     pub fn note_timeout(&self) {
         self.cluster.stats.upstream_rq_timeout.inc();
         self.endpoint.stats.rq_timeout.inc();
-    }
-
-    /// The endpoint's connection after a 101.
-    pub fn into_upgraded(mut self) -> Option<(oneshot::Receiver<UpgradedIo>, Self)> {
-        match self.lease.take() {
-            Some(Lease::Http1(connection)) => Some((connection.upgraded, self)),
-            _ => None,
-        }
     }
 
     fn note_status(&self, status: StatusCode) {
@@ -196,7 +182,7 @@ pub async fn send(
     cluster: &Arc<Cluster>,
     endpoint: &Arc<Endpoint>,
     protocol: Protocol,
-    outgoing: Outgoing,
+    outgoing: &Outgoing,
     body: RequestBody,
 ) -> Result<Answer, Failure> {
     let ticket = Ticket::new(&worker.pools, behalf, cluster, endpoint).ok_or(FailureKind::Overflow)?;
@@ -212,40 +198,41 @@ pub async fn send(
 
 async fn send_http1(
     worker: &Worker,
-    mut ticket: Ticket,
-    outgoing: Outgoing,
+    ticket: Ticket,
+    outgoing: &Outgoing,
     body: RequestBody,
 ) -> Result<Answer, Failure> {
     let mut connection = match worker.pools.take_http1(&ticket.behalf, &ticket.endpoint) {
         Some(connection) => connection,
-        None => {
-            let upstream = open(worker, &ticket).await?;
-            upstream_io::http1(upstream, &ticket.cluster.stats).await.map_err(|_| FailureKind::NotSent)?
-        }
+        None => Connection::new(open(worker, &ticket).await?, &ticket.cluster.stats),
     };
     let reused = connection.served > 0;
     connection.served += 1;
-    let silent_at = connection.traffic.received.get();
-    connection.traffic.upgrading.set(outgoing.upgrade.is_some());
-    let upgrade = outgoing.upgrade.is_some();
-    let sent = connection.sender.try_send_request(http1_request(outgoing, body)).await;
-    let silent = connection.traffic.received.get() == silent_at;
-    let result = sent.map(|response| response.map(upstream_body::Upstream::Hyper)).map_err(|mut error| {
-        match error.take_message() {
-            Some(_) => FailureKind::NotSent,
-            None => failure_kind(error.error()),
+    let mut out = worker.pools.output();
+    let sending = http1_request(&mut out, outgoing, body);
+    let mut call = Call::new(connection, outgoing.method.clone(), outgoing.upgrade.is_some(), sending);
+    // What the first poll does not write, the call keeps.
+    let mut out = Some(out);
+    let called = poll_fn(|cx| {
+        let mut first = out.take();
+        let polled = worker.with_scratch(|scratch| call.poll(cx, first.as_mut().unwrap_or(&mut Vec::new()), scratch));
+        if let Some(first) = first {
+            worker.pools.keep_output(first);
         }
+        polled
     });
-    let response = result
-        .and_then(|response| if is_sound(&response, upgrade) { Ok(response) } else { Err(FailureKind::Protocol) });
-    match response {
-        Ok(response) => {
-            ticket.lease = Some(Lease::Http1(Box::new(connection)));
-            Ok(Answer { response, ticket })
-        }
-        Err(kind) => {
+    match called.await {
+        Ok(response) => Ok(Answer { response: response.map(upstream_body::Upstream::Http1), ticket }),
+        Err(error) => {
+            tracing::debug!(error = &error as &dyn std::error::Error, "request to an endpoint failed");
+            let kind = match error {
+                CallError::NotSent => FailureKind::NotSent,
+                CallError::Terminated => FailureKind::Terminated,
+                CallError::Protocol(_) | CallError::TooLarge => FailureKind::Protocol,
+                CallError::Request => FailureKind::Request,
+            };
             ticket.note_failure(kind);
-            Err(Failure { kind, stale: reused && silent })
+            Err(Failure { kind, stale: reused && !call.was_heard() })
         }
     }
 }
@@ -253,7 +240,7 @@ async fn send_http1(
 async fn send_http2(
     worker: &Worker,
     mut ticket: Ticket,
-    outgoing: Outgoing,
+    outgoing: &Outgoing,
     body: RequestBody,
 ) -> Result<Answer, Failure> {
     let (stream, reused) = match worker.pools.take_http2(&ticket.behalf, &ticket.cluster, &ticket.endpoint) {
@@ -266,7 +253,7 @@ async fn send_http2(
     let silent = stream.0.traffic.received.get() == silent_at;
     match sent {
         Ok(response) => {
-            ticket.lease = Some(Lease::Http2 { _stream: stream });
+            ticket.stream = Some(stream);
             let response = response.map(upstream_body::Upstream::Hyper);
             Ok(Answer { response, ticket })
         }
@@ -300,8 +287,7 @@ async fn open(worker: &Worker, ticket: &Ticket) -> Result<Upstream, Failure> {
     let _pending = cluster.try_pending().ok_or(FailureKind::Overflow)?;
     let mut connected = connect(worker, behalf, cluster, endpoint).await;
     if matches!(connected, Err(ConnectError::Overflow { .. })) && worker.pools.close_oldest(cluster) {
-        // An idle connection to another endpoint was in the way; its task has to run to be gone.
-        tokio::task::yield_now().await;
+        // An idle connection to another endpoint was in the way.
         connected = connect(worker, behalf, cluster, endpoint).await;
     }
     connected.map_err(|error| {
@@ -316,26 +302,28 @@ async fn open(worker: &Worker, ticket: &Ticket) -> Result<Upstream, Failure> {
     })
 }
 
-fn http1_request(outgoing: Outgoing, body: RequestBody) -> Request<RequestBody> {
-    let Outgoing { method, path, mut headers, upgrade } = outgoing;
+/// Writes the head to `out`.
+fn http1_request(out: &mut Vec<u8>, outgoing: &Outgoing, body: RequestBody) -> Sending {
+    let Outgoing { method, path, headers, upgrade } = outgoing;
+    let mut with_upgrade;
+    let mut headers = headers;
     if let Some(upgrade) = upgrade {
-        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-        headers.insert(header::UPGRADE, upgrade);
+        with_upgrade = headers.clone();
+        with_upgrade.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        with_upgrade.insert(header::UPGRADE, upgrade.clone());
+        headers = &with_upgrade;
     }
-    if !body.is_end_stream() && body.size_hint().exact().is_none() {
-        // hyper drops the body of a GET whose length it does not know, unless it is told.
-        headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-    }
-    let mut request = Request::new(body);
-    *request.method_mut() = method;
-    *request.uri_mut() = Uri::from(path);
-    *request.headers_mut() = headers;
-    request
+    let framing = encode::request(out, method, path, headers, Length::of(&body));
+    let announced = match framing {
+        Framing::Chunked => headers.get_all(header::TRAILER).iter().cloned().collect(),
+        _ => Vec::new(),
+    };
+    Sending::new(body, framing, announced)
 }
 
 /// `None` when the host cannot be an `:authority`.
-fn http2_request(outgoing: Outgoing, body: RequestBody) -> Option<Request<RequestBody>> {
-    let Outgoing { method, path, mut headers, .. } = outgoing;
+fn http2_request(outgoing: &Outgoing, body: RequestBody) -> Option<Request<RequestBody>> {
+    let Outgoing { method, path, mut headers, .. } = outgoing.clone();
     let authority = headers.remove(header::HOST)?;
     let mut parts = http::uri::Parts::default();
     parts.scheme = Some(Scheme::HTTP);
@@ -347,14 +335,6 @@ fn http2_request(outgoing: Outgoing, body: RequestBody) -> Option<Request<Reques
     *request.version_mut() = http::Version::HTTP_2;
     *request.headers_mut() = headers;
     Some(request)
-}
-
-/// Whether an HTTP/1 response has one meaning only, and one that was asked for.
-fn is_sound(response: &Response<upstream_body::Upstream>, upgrade: bool) -> bool {
-    let headers = response.headers();
-    let ambiguous = headers.contains_key(header::TRANSFER_ENCODING) && headers.contains_key(header::CONTENT_LENGTH);
-    let unasked = response.status() == StatusCode::SWITCHING_PROTOCOLS && !upgrade;
-    !ambiguous && !unasked
 }
 
 /// With which code an HTTP/2 endpoint reset the stream, if it did.

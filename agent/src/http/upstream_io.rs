@@ -1,7 +1,7 @@
-//! An endpoint's socket as the codec sees it, counted; and the tasks that drive the connections.
+//! An endpoint's socket as hyper and the tunnels see it, counted; and the tasks that drive HTTP/2 connections.
 
 use std::cell::Cell;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -9,17 +9,15 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::oneshot;
 
 use crate::cluster::connect::{OpenUpstream, Upstream};
 use crate::telemetry::stats::ClusterStats;
 
-use super::pool::{Http1Connection, Http2Connection};
-use super::request_body::RequestBody;
+use super::pool::Http2Connection;
 
 /// HTTP/2 flow control towards endpoints, in bytes: what one response may be ahead of its reader, and all together.
 const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
@@ -30,8 +28,6 @@ const CONNECTION_WINDOW_BYTES: u32 = 8 * STREAM_WINDOW_BYTES;
 pub struct Traffic {
     /// Bytes from the endpoint.
     pub received: Cell<u64>,
-    /// The request on it asks for an upgrade.
-    pub upgrading: Cell<bool>,
 }
 
 /// A counted socket.
@@ -102,6 +98,13 @@ pub struct UpgradedIo {
     pub open: OpenUpstream,
 }
 
+impl UpgradedIo {
+    /// Of a socket, from which `first` was read already.
+    pub fn new(stream: TcpStream, stats: Arc<ClusterStats>, first: Bytes, open: OpenUpstream) -> Self {
+        Self { stream: Metered { stream, traffic: Rc::default(), stats }, first, open }
+    }
+}
+
 /// Runs hyper's tasks on the worker's own thread.
 #[derive(Clone, Copy, Debug)]
 pub struct LocalExecutor;
@@ -109,33 +112,6 @@ pub struct LocalExecutor;
 impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for LocalExecutor {
     fn execute(&self, future: F) {
         tokio::task::spawn_local(future);
-    }
-}
-
-/// Speaks HTTP/1 on `upstream`.
-pub async fn http1(upstream: Upstream, stats: &Arc<ClusterStats>) -> hyper::Result<Http1Connection> {
-    let traffic = Rc::new(Traffic::default());
-    let stream = Metered { stream: upstream.stream, traffic: traffic.clone(), stats: stats.clone() };
-    let (sender, connection) = http1::Builder::new().handshake(TokioIo::new(stream)).await?;
-    stats.upstream_cx_http1_total.inc();
-    let (upgraded_sender, upgraded) = oneshot::channel();
-    tokio::task::spawn_local(drive_http1(connection, upstream.open, traffic.clone(), upgraded_sender));
-    Ok(Http1Connection { sender, traffic, upgraded, served: 0 })
-}
-
-async fn drive_http1(
-    mut connection: http1::Connection<TokioIo<Metered>, RequestBody>,
-    open: OpenUpstream,
-    traffic: Rc<Traffic>,
-    upgraded: oneshot::Sender<UpgradedIo>,
-) {
-    // The error is told to the request that it concerns; an idle connection's is of no interest.
-    let result = poll_fn(|cx| Pin::new(&mut connection).poll(cx)).await;
-    if result.is_ok() && traffic.upgrading.get() {
-        let parts = connection.into_parts();
-        let io = UpgradedIo { stream: parts.io.into_inner(), first: parts.read_buf, open };
-        // Nobody takes it when the answer was no 101 after all.
-        let _ = upgraded.send(io);
     }
 }
 
@@ -151,7 +127,7 @@ pub async fn http2(upstream: Upstream, stats: &Arc<ClusterStats>) -> hyper::Resu
     stats.upstream_cx_http2_total.inc();
     let open = upstream.open;
     tokio::task::spawn_local(async move {
-        // As with HTTP/1: each request learns of the error itself.
+        // Each request learns of the error itself; an idle connection's is of no interest.
         let _ = connection.await;
         drop(open);
     });
