@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
 use super::matching::{Observer, RequestView};
 use super::redirect::forwarded_scheme;
+use super::rows::RowIndex;
 use super::vhost::without_port;
 use super::{
     Action, DirectResponse, HeaderMutations, HostRewrite, RequireTls, RetryPolicy, Route, RouteAction, RouteConfig,
@@ -91,14 +92,15 @@ pub fn decide<'a>(
     decide_observed(config, request, clusters, &mut ())
 }
 
-/// As [`decide`], and tells `observer` how each row fared.
+/// As [`decide`], and tells `observer` how each row fared: they are walked over one by one for that, where [`decide`]
+/// asks the [index](super::rows::RowIndex) of the virtual host.
 pub fn decide_observed<'a, O: Observer>(
     config: &'a RouteConfig,
     request: &RequestFacts<'_>,
     clusters: &dyn Fn(&str) -> Option<&'a Arc<Cluster>>,
     observer: &mut O,
 ) -> Decision<'a> {
-    let Some(virtual_host) = config.virtual_host(request.authority) else {
+    let Some((virtual_host, rows)) = config.host_and_rows(request.authority) else {
         return Decision { config, virtual_host: None, route: None, outcome: Outcome::NotFound };
     };
     let decided = |route, outcome| Decision { config, virtual_host: Some(virtual_host), route, outcome };
@@ -106,12 +108,15 @@ pub fn decide_observed<'a, O: Observer>(
         return decided(None, Outcome::Redirect { status: StatusCode::MOVED_PERMANENTLY, location });
     }
     let view = RequestView::new(request);
-    let matched = virtual_host.routes.iter().find(|route| {
-        let result = route.matches.check::<O>(&view);
-        let matched = result.is_ok();
-        observer.row(route, result);
-        matched
-    });
+    let matched = match O::WANTS_ROWS {
+        true => virtual_host.routes.iter().find(|route| {
+            let result = route.matches.check::<O>(&view);
+            let matched = result.is_ok();
+            observer.row(route, result);
+            matched
+        }),
+        false => rows.first(&virtual_host.routes, &view),
+    };
     let Some(route) = matched else { return decided(None, Outcome::NotFound) };
     let outcome = match &route.action {
         Action::Route(action) => Outcome::Forward { action, cluster: action.cluster.choose(request, clusters) },
@@ -126,7 +131,12 @@ pub fn decide_observed<'a, O: Observer>(
 impl RouteConfig {
     /// The virtual host that serves `authority`.
     pub fn virtual_host(&self, authority: &str) -> Option<&VirtualHost> {
-        self.virtual_hosts.get(self.hosts.find(self.host_of(authority))?)
+        self.host_and_rows(authority).map(|(virtual_host, _)| virtual_host)
+    }
+
+    fn host_and_rows(&self, authority: &str) -> Option<(&VirtualHost, &RowIndex)> {
+        let place = self.hosts.find(self.host_of(authority))?;
+        self.virtual_hosts.get(place).zip(self.hosts.rows(place))
     }
 
     /// What of `authority` the domains are compared with.

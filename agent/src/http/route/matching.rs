@@ -2,7 +2,7 @@
 //!
 //! Before: the virtual host. After: the row's action. The very same function serves the data path, which wants a yes or
 //! no, and `explain`, which wants to know why not: it is generic over an [`Observer`], and the data path's builds no
-//! reason. Nothing here allocates for a row; the values of a repeated header are joined in one buffer per request.
+//! reason. On the data path [`super::rows`] says which rows to look at. Nothing here allocates for a row; the values of a repeated header are joined in one buffer per request.
 
 use std::cell::RefCell;
 
@@ -23,6 +23,9 @@ pub trait Observer {
     /// Why a row did not match.
     type Reason;
 
+    /// Whether it wants to hear of each row, so that they have to be walked over.
+    const WANTS_ROWS: bool;
+
     /// Makes a reason of `why`, or nothing without asking.
     fn because(why: impl FnOnce() -> Mismatch) -> Self::Reason;
 
@@ -33,6 +36,7 @@ pub trait Observer {
 /// Sees nothing: the data path.
 impl Observer for () {
     type Reason = ();
+    const WANTS_ROWS: bool = false;
 
     fn because(_why: impl FnOnce() -> Mismatch) -> Self::Reason {}
 
@@ -42,6 +46,7 @@ impl Observer for () {
 /// Records, by row index, why rows did not match; `Ok` for the one that did.
 impl Observer for Vec<(usize, Result<(), Mismatch>)> {
     type Reason = Mismatch;
+    const WANTS_ROWS: bool = true;
 
     fn because(why: impl FnOnce() -> Mismatch) -> Self::Reason {
         why()
@@ -76,6 +81,11 @@ impl<'r> RequestView<'r> {
         self.path
     }
 
+    /// A CONNECT request that names no path.
+    pub(super) fn is_pathless(&self) -> bool {
+        self.facts.path_and_query.is_empty()
+    }
+
     /// Hands the value of header `name` to `look`: pseudo-headers too, several values joined with a comma.
     fn header<R>(&self, name: &str, look: impl FnOnce(Option<&[u8]>) -> R) -> R {
         let facts = self.facts;
@@ -108,7 +118,7 @@ impl<'r> RequestView<'r> {
     }
 
     /// CONNECT, or the HTTP/1 form of connect-udp.
-    fn is_connect(&self) -> bool {
+    pub(super) fn is_connect(&self) -> bool {
         self.facts.method == Method::CONNECT
             || self.header("upgrade", |value| value.is_some_and(|value| value.eq_ignore_ascii_case(b"connect-udp")))
     }
@@ -116,7 +126,9 @@ impl<'r> RequestView<'r> {
 
 /// The path, and what follows it from `?` or `#` on.
 pub(super) fn split_path(path_and_query: &str) -> (&str, &str) {
-    path_and_query.split_at(path_and_query.find(['?', '#']).unwrap_or(path_and_query.len()))
+    // Bytes are searched faster than characters, and neither byte is part of another character.
+    let end = path_and_query.bytes().position(|byte| byte == b'?' || byte == b'#');
+    path_and_query.split_at(end.unwrap_or(path_and_query.len()))
 }
 
 impl RouteMatch {
@@ -126,6 +138,21 @@ impl RouteMatch {
     /// The first that does not, as far as the observer wants to know.
     pub fn check<O: Observer>(&self, request: &RequestView<'_>) -> Result<(), O::Reason> {
         self.check_path::<O>(request)?;
+        self.check_conditions::<O>(request)
+    }
+
+    /// Whether it asks for nothing but its path.
+    pub(super) fn is_path_alone(&self) -> bool {
+        self.methods.is_empty()
+            && self.headers.is_empty()
+            && self.query_parameters.is_empty()
+            && !self.grpc
+            && self.source_pod.is_none()
+            && self.runtime_fraction_per_million.is_none_or(|fraction| u64::from(fraction) >= MILLION)
+    }
+
+    /// Whether all conditions but that on the path hold.
+    pub(super) fn check_conditions<O: Observer>(&self, request: &RequestView<'_>) -> Result<(), O::Reason> {
         let method = request.facts.method;
         if !self.methods.is_empty() && !self.methods.contains(method) {
             return Err(O::because(|| Mismatch::Method { method: method.clone(), wanted: self.methods.clone() }));
@@ -168,7 +195,7 @@ impl RouteMatch {
                 false => Err(O::because(|| Mismatch::NotConnect { method: request.facts.method.clone() })),
             };
         }
-        if request.facts.path_and_query.is_empty() {
+        if request.is_pathless() {
             return Err(O::because(|| Mismatch::NoPath));
         }
         if self.path.matches(request.path, self.case_sensitive) {

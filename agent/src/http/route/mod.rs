@@ -11,6 +11,7 @@ pub mod mismatch;
 mod mutate;
 mod redirect;
 pub mod rewrite;
+pub mod rows;
 mod strings;
 pub mod template;
 #[cfg(test)]
@@ -38,7 +39,7 @@ pub struct RouteConfig {
     pub virtual_hosts: Vec<VirtualHost>,
     /// Cuts `:port` off the host before virtual hosts are searched.
     pub ignore_port_in_host_matching: bool,
-    /// Finds the virtual host of a host name.
+    /// Finds the virtual host of a host name, and the row of a request in it; made of `virtual_hosts`.
     pub hosts: vhost::HostIndex,
     /// Applied last unless `most_specific_header_mutations_wins`.
     pub headers: HeaderMutations,
@@ -143,8 +144,10 @@ impl FullRegex {
     /// # Errors
     /// The expression is no valid regular expression, or too large.
     pub fn new(source: &str) -> Result<Self, regex::Error> {
-        // Compiled alone first: `a)(b` must not become valid by being wrapped.
-        Regex::new(source)?;
+        // Parsed alone first: `a)(b` must not become valid by being wrapped.
+        if regex_syntax::parse(source).is_err() {
+            Regex::new(source)?;
+        }
         Ok(Self { source: source.to_owned(), anchored: Regex::new(&format!(r"\A(?:{source})\z"))? })
     }
 

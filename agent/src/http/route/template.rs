@@ -59,6 +59,11 @@ impl PathTemplate {
         &self.source
     }
 
+    /// The regular expression that it was compiled to.
+    pub(super) fn regex_source(&self) -> &str {
+        self.regex.as_str()
+    }
+
     /// What every path that matches begins with.
     pub fn literal_prefix(&self) -> &str {
         &self.literal_prefix

@@ -10,14 +10,18 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::VirtualHost;
+use super::rows::RowIndex;
 
-/// Finds the virtual host of a host name: exact, longest `*.suffix`, longest `prefix.*`, `*`.
+/// Finds the virtual host of a host name (exact, longest `*.suffix`, longest `prefix.*`, `*`), and keeps what finds the
+/// row in it.
 #[derive(Debug, Default)]
 pub struct HostIndex {
     exact: HashMap<String, usize>,
     suffixes: Wildcards,
     prefixes: Wildcards,
     any: Option<usize>,
+    /// By virtual host.
+    rows: Vec<RowIndex>,
 }
 
 /// Wildcard domains of one kind, without their stars, by length: the longest first.
@@ -113,12 +117,13 @@ impl std::fmt::Display for FoundBy {
 }
 
 impl HostIndex {
-    /// Indexes the domains of `virtual_hosts`.
+    /// Indexes the domains of `virtual_hosts`, and the rows of each.
     ///
     /// # Errors
     /// All domains that occur twice, in one virtual host or in two.
     pub fn new(virtual_hosts: &[VirtualHost]) -> Result<Self, Vec<DomainConflict>> {
-        let mut index = Self::default();
+        let rows = virtual_hosts.iter().map(|virtual_host| RowIndex::new(&virtual_host.routes)).collect();
+        let mut index = Self { rows, ..Self::default() };
         let mut seen: HashMap<String, usize> = HashMap::new();
         let mut conflicts = Vec::new();
         for (place, virtual_host) in virtual_hosts.iter().enumerate() {
@@ -159,6 +164,11 @@ impl HostIndex {
             .or_else(|| self.suffix(&host).map(|(place, _)| place))
             .or_else(|| self.prefix(&host).map(|(place, _)| place))
             .or(self.any)
+    }
+
+    /// Finds rows of the virtual host at this place.
+    pub fn rows(&self, virtual_host: usize) -> Option<&RowIndex> {
+        self.rows.get(virtual_host)
     }
 
     /// By which domain [`Self::find`] finds the virtual host of `host`.
