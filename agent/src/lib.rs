@@ -9,6 +9,7 @@ pub mod cli;
 pub mod cluster;
 pub mod cni;
 pub mod config;
+pub mod dispatch;
 pub mod dns;
 pub mod drain;
 pub mod explain;

@@ -132,6 +132,8 @@ impl Accepted {
                 server_name: None,
             },
             start: SystemTime::now(),
+            dispatch: crate::listener::Dispatch::Agent,
+            rtt: None,
             detected: None,
             server_first: false,
             cluster: None,

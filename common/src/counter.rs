@@ -37,6 +37,14 @@ counters! {
     RedirectedV6 = "redirected_v6",
     /// Connections of IPv6 sockets to IPv4-mapped addresses sent to the IPv4 listener of the agent.
     RedirectedV4Mapped = "redirected_v4_mapped",
+    /// IPv4 connections that the kernel itself sent to an endpoint.
+    DispatchedV4 = "dispatched_v4",
+    /// IPv6 connections that the kernel itself sent to an endpoint.
+    DispatchedV6 = "dispatched_v6",
+    /// Connections of IPv6 sockets to IPv4-mapped addresses that the kernel itself sent to an IPv4 endpoint.
+    DispatchedV4Mapped = "dispatched_v4_mapped",
+    /// Connections to an original_dst cluster that the kernel itself let go where they were going.
+    DispatchedOriginalDst = "dispatched_original_dst",
     /// Connects of sockets other than TCP, left alone.
     PassedNotTcp = "passed_not_tcp",
     /// Connections of the agent itself to endpoints, left alone.
@@ -137,6 +145,16 @@ counters! {
     DnsPassedFull = "dns_passed_full",
     /// Senders of answers and peers of sockets shown as the resolver that was asked.
     DnsRestored = "dns_restored",
+    /// Connections sent to the agent although their listener is dispatched in the kernel: no endpoint takes traffic.
+    DispatchNoEndpoint = "dispatch_no_endpoint",
+    /// Connections sent to the agent although their listener is dispatched in the kernel: the endpoint has another address family.
+    DispatchOtherFamily = "dispatch_other_family",
+    /// Connections sent to the agent although their listener is dispatched in the kernel: multipath TCP.
+    DispatchMultipath = "dispatch_multipath",
+    /// Beginnings of dispatched connections that did not fit into the ring: the connection is not counted as open.
+    DispatchOpenLost = "dispatch_open_lost",
+    /// Ends of dispatched connections that did not fit into the ring: their records have no bytes.
+    DispatchEndLost = "dispatch_end_lost",
     /// Decision events that did not fit into the ring.
     EventsLost = "events_lost",
 }

@@ -1,6 +1,6 @@
 //! What is remembered of a connection: on its socket, and for the moment of the handshake in the handover map.
 
-use crate::addr::Endpoint;
+use crate::{addr::Endpoint, dispatch::Dispatched};
 
 /// Which end of a connection a socket is. Decides what `getpeername` and `SO_ORIGINAL_DST` answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -15,6 +15,8 @@ pub enum Role {
     /// The agent's own socket towards an application on the inbound side; never redirected, and its connection is known
     /// to the inbound hook of its network namespace, which passes it on to the application.
     Inbound = 4,
+    /// The application's socket; its connect was sent to an endpoint by the kernel itself.
+    Dispatched = 5,
 }
 
 impl Role {
@@ -26,6 +28,7 @@ impl Role {
             2 => Some(Self::Accepted),
             3 => Some(Self::Bypass),
             4 => Some(Self::Inbound),
+            5 => Some(Self::Dispatched),
             _ => None,
         }
     }
@@ -58,16 +61,26 @@ pub struct SocketState {
     pub process: ProcessStamp,
     pub original_dst: Endpoint,
     role: u32,
+    /// [`Dispatched::NOT`] unless the role is [`Role::Dispatched`].
+    pub dispatched: Dispatched,
 }
 
 const _: () = assert!(size_of::<ProcessStamp>() == 48);
-const _: () = assert!(size_of::<SocketState>() == 72);
+const _: () = assert!(size_of::<SocketState>() == 96);
 
 impl SocketState {
     #[inline(always)]
     #[must_use]
     pub const fn new(role: Role, original_dst: Endpoint, process: ProcessStamp) -> Self {
-        Self { process, original_dst, role: role as u32 }
+        Self { process, original_dst, role: role as u32, dispatched: Dispatched::NOT }
+    }
+
+    /// Of an application's socket: redirected to the agent with [`Dispatched::NOT`], else dispatched.
+    #[inline(always)]
+    #[must_use]
+    pub const fn client(original_dst: Endpoint, process: ProcessStamp, dispatched: Dispatched) -> Self {
+        let role = if dispatched.target == 0 { Role::Client } else { Role::Dispatched };
+        Self { process, original_dst, role: role as u32, dispatched }
     }
 
     /// The stamp of the agent's own sockets towards endpoints.
@@ -141,7 +154,7 @@ pub struct HandoverEntry {
     pub client_cookie: u64,
 }
 
-const _: () = assert!(size_of::<HandoverEntry>() == 80);
+const _: () = assert!(size_of::<HandoverEntry>() == 104);
 
 #[cfg(test)]
 mod tests {
@@ -149,10 +162,10 @@ mod tests {
 
     #[test]
     fn only_the_written_roles_are_read_back() {
-        for role in [Role::Client, Role::Accepted, Role::Bypass, Role::Inbound] {
+        for role in [Role::Client, Role::Accepted, Role::Bypass, Role::Inbound, Role::Dispatched] {
             assert_eq!(SocketState::bypass().with_role(role).role(), Some(role));
         }
         assert_eq!(Role::from_raw(0), None);
-        assert_eq!(Role::from_raw(5), None);
+        assert_eq!(Role::from_raw(6), None);
     }
 }

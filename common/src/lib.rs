@@ -10,6 +10,7 @@ pub mod addr;
 #[cfg(feature = "user")]
 pub mod bpf;
 pub mod counter;
+pub mod dispatch;
 pub mod dns;
 pub mod event;
 pub mod flow;
@@ -24,4 +25,4 @@ pub mod user;
 
 /// The layout of everything in this crate. Readers compare it with [`settings::Settings::layout`] before they decode a
 /// map; it changes whenever a shared type or the meaning of one of its fields changes.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;

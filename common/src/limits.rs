@@ -37,6 +37,28 @@ pub const FLOW_ENTRIES: u32 = 1 << 19;
 /// ask many. Beyond that questions go to their resolver directly.
 pub const RESOLVER_ENTRIES: u32 = 4_096;
 
+/// Destinations whose listeners are dispatched in the kernel, with those of the listeners beside them that are not.
+pub const DISPATCH_ENTRIES: u32 = 4_096;
+
+/// Slots of all slices together, 24 bytes each: eight for each of the most destinations, or a few that have many.
+pub const DISPATCH_SLOTS: u32 = 32_768;
+
+/// Bytes of the ring of dispatched connections: some 57,000 connections a second at a look each [`DISPATCH_LOOK_MS`], and
+/// more once the reader looks each [`DISPATCH_LOOK_SOON_MS`] because there is so much.
+pub const DISPATCH_RING_BYTES: u32 = 1024 * 1024;
+
+/// Events that it has room for, of 176 bytes and a header of 8; a connection has two.
+pub const DISPATCH_RING_EVENTS: u32 = DISPATCH_RING_BYTES / (176 + 8);
+
+/// How often the agent looks into that ring.
+pub const DISPATCH_LOOK_MS: u64 = 50;
+
+/// The same, when much was in it at the last look.
+pub const DISPATCH_LOOK_SOON_MS: u64 = 5;
+
+/// Connections whose end found no room in the ring, until the agent asks for them.
+pub const DISPATCH_UNTOLD: u32 = 16_384;
+
 /// Bytes of the decision ring: a power of two and a multiple of the page size. About 3,000 decisions.
 pub const EVENT_RING_BYTES: u32 = 256 * 1024;
 
@@ -47,4 +69,5 @@ pub const HEARTBEAT_INTERVAL_MS: u64 = 250;
 pub const HEARTBEAT_LOSS_MS: u64 = 2_000;
 
 const _: () = assert!(HEARTBEAT_LOSS_MS >= 4 * HEARTBEAT_INTERVAL_MS, "one late beat is no loss");
+const _: () = assert!(DISPATCH_RING_BYTES.is_power_of_two() && DISPATCH_RING_BYTES.is_multiple_of(4096));
 const _: () = assert!(EVENT_RING_BYTES.is_power_of_two() && EVENT_RING_BYTES.is_multiple_of(4096));

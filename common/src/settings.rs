@@ -111,10 +111,12 @@ pub enum Switch {
     Tracing = 2,
     /// Which of the two process tables is in force.
     Processes = 3,
+    /// Nonzero: some destinations are dispatched in the kernel.
+    Dispatching = 4,
 }
 
 impl Switch {
-    pub const COUNT: u32 = 4;
+    pub const COUNT: u32 = 5;
 }
 
 /// Key of the exempt map: an address that is never redirected, within one network namespace.

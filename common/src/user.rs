@@ -8,6 +8,7 @@ use std::{
 
 use crate::{
     addr::{Endpoint, Ip},
+    dispatch::{ConnectionEvent, Slot},
     dns::{DnsPlace, SlotKey},
     event::RawEvent,
     flow::{FlowKey, HandoverEntry, SocketState},
@@ -40,7 +41,8 @@ pod!(
     ProcessTable,
     RawEvent,
     SlotKey,
-    DnsPlace
+    DnsPlace,
+    Slot
 );
 
 macro_rules! from_bytes {
@@ -59,7 +61,7 @@ macro_rules! from_bytes {
     )+};
 }
 
-from_bytes!(RawEvent, SocketState);
+from_bytes!(RawEvent, SocketState, ConnectionEvent);
 
 /// The cookie of the network namespace a socket lives in: `SO_NETNS_COOKIE`, Linux 5.14.
 ///

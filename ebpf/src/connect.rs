@@ -1,4 +1,4 @@
-//! connect4 and connect6: is it ours? Remember the original destination on the socket, rewrite to the agent.
+//! connect4 and connect6: is it ours? Remember the original destination on the socket, rewrite to the agent, or to an endpoint.
 //!
 //! Before it: connect(2) of a process in the cgroup (also the subflow of a multipath socket, and TCP Fast Open's
 //! sendto). After it: `sockops`, which finds what is remembered here. What is intercepted is not this file's business
@@ -19,6 +19,7 @@ use waylay_common::{
 };
 
 use crate::{
+    dispatch::{self, Way},
     hook::{self, read},
     log,
     maps::{WAYLAY_EXEMPT, WAYLAY_PROCS, WAYLAY_SETTINGS},
@@ -159,7 +160,8 @@ fn carry_out(
 ) -> Counter {
     match verdict {
         Verdict::Redirect { to, counter } => {
-            if !sockets.remember(&SocketState::new(Role::Client, destination, *process)) {
+            let Way { to, dispatched, counter } = dispatch::way(&destination, sockets, family, (to, counter));
+            if !sockets.remember(&SocketState::client(destination, *process, dispatched)) {
                 log::failure(Counter::PassedNoStorage, &destination);
                 return Counter::PassedNoStorage;
             }

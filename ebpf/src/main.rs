@@ -15,6 +15,8 @@
 #![no_main]
 
 mod connect;
+mod dispatch;
+mod dispatched;
 mod dns;
 mod hook;
 mod log;

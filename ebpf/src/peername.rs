@@ -37,7 +37,7 @@ pub fn v6(ctx: &SockAddrContext) -> i32 {
 fn dialled(addr: *mut bpf_sock_addr) -> Option<Endpoint> {
     let sk = read!(addr, __bindgen_anon_1.sk);
     let state = sockets::socket_state(sk)?;
-    (state.role() == Some(Role::Client)).then_some(state.original_dst)
+    matches!(state.role(), Some(Role::Client | Role::Dispatched)).then_some(state.original_dst)
 }
 
 #[inline(always)]

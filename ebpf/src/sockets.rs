@@ -62,6 +62,12 @@ impl Sockets {
         state(self.multipath).and_then(|state| state.role())
     }
 
+    /// Whether it is a subflow.
+    #[inline(always)]
+    pub fn is_multipath(&self) -> bool {
+        !self.multipath.is_null()
+    }
+
     /// Puts `state` on the socket, over whatever is there. False: the kernel had no memory.
     #[inline(always)]
     pub fn remember(&self, state: &SocketState) -> bool {
@@ -97,6 +103,13 @@ fn state<'a>(sk: *mut c_void) -> Option<&'a SocketState> {
     // SAFETY: the helper takes the map by its address, and a socket that the verifier has seen to be one; it returns
     // null or the socket's own value, which lives as long as the socket.
     unsafe { bpf_sk_storage_get(sockets(), sk, ptr::null_mut(), 0).cast::<SocketState>().as_ref() }
+}
+
+/// As [`socket_state`], to be changed. Only the hooks of one socket touch it, and those never at once.
+#[inline(always)]
+pub fn socket_state_mut<'a>(sk: *mut bpf_sock) -> Option<&'a mut SocketState> {
+    // SAFETY: as in `state`.
+    unsafe { bpf_sk_storage_get(sockets(), sk.cast(), ptr::null_mut(), 0).cast::<SocketState>().as_mut() }
 }
 
 #[inline(always)]

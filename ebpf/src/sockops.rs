@@ -8,8 +8,8 @@
 
 use aya_ebpf::{
     bindings::{
-        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
-        BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, bpf_sock_ops,
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
+        BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, bpf_sock_ops,
     },
     helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_setsockopt, bpf_sock_ops_cb_flags_set},
     programs::SockOpsContext,
@@ -21,6 +21,7 @@ use waylay_common::{
 };
 
 use crate::{
+    dispatched,
     hook::{self, read},
     log,
     maps::{WAYLAY_FLOWS, WAYLAY_HANDOVER},
@@ -36,7 +37,8 @@ pub fn run(ctx: &SockOpsContext) -> u32 {
     match read!(ctx.ops, op) {
         BPF_SOCK_OPS_TCP_CONNECT_CB => publish(ctx.ops),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => take(ctx.ops),
-        BPF_SOCK_OPS_STATE_CB => abandon(ctx.ops),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => answered(ctx.ops),
+        BPF_SOCK_OPS_STATE_CB => changed(ctx.ops),
         _ => {}
     }
     PROCEED as u32
@@ -49,12 +51,16 @@ fn publish(ops: *mut bpf_sock_ops) {
     if sk.is_null() {
         return;
     }
-    let Some(state) = sockets::socket_state(sk) else {
+    let Some(state) = sockets::socket_state_mut(sk) else {
         return;
     };
     let published = match state.role() {
         Some(Role::Client) => publish_handover(ops, state),
         Some(Role::Inbound) => publish_flow(ops),
+        Some(Role::Dispatched) => {
+            dispatched::opened(ops, state);
+            true
+        }
         _ => return,
     };
     if published {
@@ -128,7 +134,37 @@ fn take(ops: *mut bpf_sock_ops) {
     let _ = WAYLAY_HANDOVER.remove(key);
 }
 
-/// The connecting side again: the socket is closed. What the agent has not taken by now, nobody will; and its own
+/// The connecting side, when the handshake is done. Most sockets are none of ours, which the flags tell at once.
+#[inline(always)]
+fn answered(ops: *mut bpf_sock_ops) {
+    if let Some(state) = dispatched_state(ops) {
+        dispatched::established(state);
+    }
+}
+
+/// The connecting side again, at each change of its state.
+#[inline(always)]
+fn changed(ops: *mut bpf_sock_ops) {
+    match dispatched_state(ops) {
+        Some(state) => dispatched::changed(ops, state),
+        None => abandon(ops),
+    }
+}
+
+/// What is remembered of a socket whose connection was dispatched.
+#[inline(always)]
+fn dispatched_state<'a>(ops: *mut bpf_sock_ops) -> Option<&'a mut SocketState> {
+    if read!(ops, bpf_sock_ops_cb_flags) & BPF_SOCK_OPS_STATE_CB_FLAG == 0 {
+        return None;
+    }
+    let sk = read!(ops, __bindgen_anon_2.sk);
+    if sk.is_null() {
+        return None;
+    }
+    sockets::socket_state_mut(sk).filter(|state| state.role() == Some(Role::Dispatched))
+}
+
+/// The socket is closed. What the agent has not taken by now, nobody will; and its own
 /// connection's tuple may soon be another's.
 #[inline(always)]
 fn abandon(ops: *mut bpf_sock_ops) {
@@ -155,16 +191,16 @@ fn abandon(ops: *mut bpf_sock_ops) {
     }
 }
 
-struct Ends {
-    local: Endpoint,
-    remote: Endpoint,
+pub struct Ends {
+    pub local: Endpoint,
+    pub remote: Endpoint,
 }
 
 impl Ends {
     /// Both ends as seen from this socket. An IPv6 socket that speaks to an IPv4-mapped address has its true addresses
     /// in the IPv4 fields; so written, the key is the same whatever family either side's socket has.
     #[inline(always)]
-    fn of(ops: *mut bpf_sock_ops) -> Self {
+    pub fn of(ops: *mut bpf_sock_ops) -> Self {
         let remote_port = u16::from_be((read!(ops, remote_port) >> REMOTE_PORT_SHIFT) as u16);
         let local_port = read!(ops, local_port) as u16;
         let (local, remote) = Self::addresses(ops);
@@ -204,7 +240,7 @@ fn netns_cookie(ops: *mut bpf_sock_ops) -> u64 {
 }
 
 #[inline(always)]
-fn socket_cookie(ops: *mut bpf_sock_ops) -> u64 {
+pub fn socket_cookie(ops: *mut bpf_sock_ops) -> u64 {
     // SAFETY: the helper takes this hook's context.
     unsafe { bpf_get_socket_cookie(ops.cast()) }
 }

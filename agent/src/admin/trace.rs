@@ -141,6 +141,7 @@ fn decision(event: &DecisionEvent, clock: &Clock, workloads: &Workloads) -> Deci
         destination: event.destination,
         verdict: match event.verdict {
             Verdict::Redirected => "redirected",
+            Verdict::Dispatched => "dispatched",
             Verdict::Passed => "passed",
             Verdict::Refused => "refused",
         },

@@ -59,13 +59,15 @@ enum Name {
     Handover,
     /// Connections of the agent to applications on the inbound side
     Flows,
+    /// Destinations that the kernel dispatches by itself, and the endpoints it chooses from
+    Dispatch,
     /// DNS resolvers that were asked through the agent
     Resolvers,
     /// What the sockets of this network namespace remember
     Sockets,
 }
 
-const ALL: [Name; 11] = [
+const ALL: [Name; 12] = [
     Name::Settings,
     Name::Counters,
     Name::Policy,
@@ -75,6 +77,7 @@ const ALL: [Name; 11] = [
     Name::Listeners,
     Name::Handover,
     Name::Flows,
+    Name::Dispatch,
     Name::Resolvers,
     Name::Sockets,
 ];
@@ -166,6 +169,7 @@ impl Name {
             Self::Listeners => "listeners",
             Self::Handover => "handover",
             Self::Flows => "flows",
+            Self::Dispatch => "dispatch",
             Self::Resolvers => "resolvers",
             Self::Sockets => "sockets",
         }
@@ -182,6 +186,7 @@ impl Name {
             Self::Listeners => serde_json::to_value(instance.listeners()?)?,
             Self::Handover => serde_json::to_value(instance.handover()?)?,
             Self::Flows => serde_json::to_value(instance.flows()?)?,
+            Self::Dispatch => serde_json::to_value(instance.dispatch()?)?,
             Self::Resolvers => serde_json::to_value(instance.resolvers()?)?,
             Self::Sockets => serde_json::to_value(instance.sockets()?)?,
         })

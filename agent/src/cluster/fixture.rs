@@ -60,6 +60,7 @@ pub fn snapshot(version: u64, clusters: Vec<Arc<Cluster>>) -> Snapshot {
         binding: Binding::Socket { reuse_port: ReusePort::PerWorker, backlog: 128 },
         hand_off: HandOff::ByOriginalDst,
         listener_filters: Vec::new(),
+        dispatch: crate::listener::Dispatch::Agent,
         listener_filters_timeout: None,
         on_filters_timeout: OnFiltersTimeout::Continue,
         chains: FilterChains::new(Vec::new(), None).expect("no chains"),

@@ -16,6 +16,7 @@ use crate::telemetry::flags::ResponseFlags;
 
 /// A connection that has found its filter chain.
 pub(super) struct Arrived<'a> {
+    pub(super) listener: &'a Listener,
     pub(super) chain: &'a Arc<FilterChain>,
     pub(super) client: ClientAddr,
     /// `None` when the URL names a host and nothing says what its address is.
@@ -43,7 +44,7 @@ pub(super) fn arrive<'a>(snapshot: &'a Snapshot, question: &Question, answer: &m
     let section = answer.section("listener", format!("{} ({}), {how}", listener.name, listener.address));
     let facts = inspect(listener, question, address, client, section);
     let chain = choose_chain(listener, &facts, answer)?;
-    Some(Arrived { chain, client, destination: destination.ok() })
+    Some(Arrived { listener, chain, client, destination: destination.ok() })
 }
 
 /// An address for a connection of which only the port is known: that of a listener with this port, the wildcard ones

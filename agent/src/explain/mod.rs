@@ -19,7 +19,8 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::cluster::{Cluster, ClusterSpecifier};
-use crate::listener::{NetworkFilter, TcpProxy};
+use crate::dispatch::qualify;
+use crate::listener::{Dispatch, NetworkFilter, TcpProxy};
 use crate::snapshot::Snapshot;
 use crate::telemetry::flags::ResponseFlags;
 
@@ -57,6 +58,9 @@ pub struct Explanation {
     pub upstream: Option<Upstream>,
     /// The flags that the access record would have; null when there are none.
     pub response_flags: Option<String>,
+    /// `kernel` when the connection never meets the agent; absent otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dispatch: Option<&'static str>,
     /// `outbound` or `inbound`.
     pub direction: &'static str,
     /// The pod that it comes from, `namespace/name`.
@@ -153,9 +157,39 @@ impl Explanation {
             section.details.extend(endpoint::weights(weighted, question.random));
         }
         match cluster {
-            Some(cluster) => drop(self.choose(snapshot, cluster, question, arrived)),
+            Some(cluster) => {
+                let choice = self.choose(snapshot, cluster, question, arrived);
+                self.dispatched(arrived, choice.as_ref());
+            }
             None => self.flag(ResponseFlags::NO_CLUSTER),
         }
+    }
+
+    /// Who sends the connection on, where that is a question: at listeners that the kernel dispatches, or could.
+    fn dispatched(&mut self, arrived: &Arrived<'_>, choice: Option<&Choice>) {
+        if arrived.listener.dispatch == Dispatch::Agent {
+            if qualify::obstacles(arrived.listener).is_empty() {
+                let line =
+                    "by the agent. The kernel could: with `dispatch: kernel` the connection would not meet the agent";
+                self.section("dispatch", line);
+            }
+            return;
+        }
+        let Some(choice) = choice else {
+            self.section("dispatch", "by the agent: the kernel has no endpoint to choose from");
+            return;
+        };
+        let dialled = arrived.destination.map(|destination| destination.ip().is_ipv4());
+        let endpoint = choice.address.map(|address| address.ip().is_ipv4());
+        if dialled.zip(endpoint).is_some_and(|(dialled, endpoint)| dialled != endpoint) {
+            let line = "by the agent: the endpoint is of another address family than what the client dials";
+            self.section("dispatch", line);
+            return;
+        }
+        self.dispatch = Some(Dispatch::Kernel.name());
+        let to = choice.address.map_or_else(|| "it".to_owned(), |address| address.to_string());
+        let line = format!("dispatched in the kernel to {to}: the connection does not meet the agent");
+        self.section("dispatch", line);
     }
 
     /// Goes on to an endpoint of `cluster`; `None` when there is none to be had.

@@ -84,6 +84,10 @@ pub enum KernelError {
         "the maps of instance {instance} have layout {found}, this build reads layout {expected}: use the waylay that wrote them"
     )]
     Layout { instance: u32, found: u32, expected: u32 },
+    #[error(
+        "there is no room in the kernel's tables to dispatch connections to {destination} there: the agent serves them"
+    )]
+    DispatchFull { destination: SocketAddr },
     #[error("the decisions are being traced already: one reader at a time")]
     TraceBusy,
 }

@@ -24,6 +24,8 @@ use crate::listener::TrafficDirection;
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     Redirected,
+    /// Sent to an endpoint by the kernel itself.
+    Dispatched,
     Passed,
     Refused,
 }
@@ -66,6 +68,10 @@ impl DecisionEvent {
             | Counter::RedirectedV4Mapped
             | Counter::InboundRedirectedV4
             | Counter::InboundRedirectedV6 => Verdict::Redirected,
+            Counter::DispatchedV4
+            | Counter::DispatchedV6
+            | Counter::DispatchedV4Mapped
+            | Counter::DispatchedOriginalDst => Verdict::Dispatched,
             Counter::RefusedAgentLost => Verdict::Refused,
             _ => Verdict::Passed,
         };

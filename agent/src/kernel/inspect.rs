@@ -14,7 +14,9 @@ use waylay_common::{
     settings::{OnAgentLoss, Placement, Settings, Switch},
 };
 
-use super::{KernelError, ResolverRow, clock, dns, exempt, load, maps, policy::Node, sockets};
+use super::{
+    KernelError, ResolverRow, clock, dispatch, dispatch::DispatchRow, dns, exempt, load, maps, policy::Node, sockets,
+};
 pub use super::{
     rows::{
         ChosenProcess, ChosenRow, CounterRow, ExemptRow, FlowRow, HandoverRow, ListenerRow, NetnsRow, PolicyRow, Status,
@@ -348,6 +350,18 @@ impl Instance {
                 process: entry.state.process.into(),
             })
             .collect())
+    }
+
+    /// Destinations that the kernel dispatches by itself, and those beside them that it leaves to the agent.
+    ///
+    /// # Errors
+    /// As [`Self::status`].
+    pub fn dispatch(&self) -> Result<Vec<DispatchRow>, KernelError> {
+        dispatch::rows(
+            &self.open_checked(dispatch::name::DESTINATIONS)?,
+            &self.open_checked(dispatch::name::CHOICES)?,
+            &self.open_checked(dispatch::name::SLOTS)?,
+        )
     }
 
     /// DNS resolvers that were asked through the agent.

@@ -19,6 +19,7 @@ use super::{
     attach::Links,
     cgroup::Cgroup,
     clock,
+    dispatch::{DispatchEvents, DispatchTable},
     events::lock,
     exempt::Exemptions,
     leftovers,
@@ -172,6 +173,22 @@ impl Interception {
     #[must_use]
     pub fn kernel(&self) -> Kernel {
         self.kernel.clone()
+    }
+
+    /// The tables of what the kernel dispatches by itself, empty. To be asked for once.
+    ///
+    /// # Errors
+    /// The maps cannot be opened.
+    pub fn dispatch_table(&self) -> Result<DispatchTable, KernelError> {
+        DispatchTable::new(&self.loaded, self.kernel())
+    }
+
+    /// The ring of dispatched connections; it has one reader.
+    ///
+    /// # Errors
+    /// The maps cannot be opened.
+    pub fn dispatch_events(&self) -> Result<DispatchEvents, KernelError> {
+        DispatchEvents::new(&self.loaded)
     }
 
     /// The reader of what the programs log; whoever asks first has it.

@@ -23,6 +23,7 @@
 mod attach;
 pub mod cgroup;
 mod clock;
+pub mod dispatch;
 mod dns;
 mod enrol;
 mod error;

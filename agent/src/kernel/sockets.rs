@@ -19,7 +19,7 @@ use super::{KernelError, Process};
 /// A socket that the hooks or the agent have written to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SocketRow {
-    /// `client`, `accepted`, `bypass` or `inbound`.
+    /// `client`, `accepted`, `bypass`, `inbound` or `dispatched`.
     pub role: &'static str,
     pub local: SocketAddr,
     /// The true peer: for a client, the agent.
@@ -134,6 +134,7 @@ fn row(message: &[u8]) -> Option<SocketRow> {
         Role::Accepted => "accepted",
         Role::Bypass => "bypass",
         Role::Inbound => "inbound",
+        Role::Dispatched => "dispatched",
     };
     let family = *message.first()?;
     let port = |at: usize| Some(u16::from_be_bytes(*message.get(at..)?.first_chunk()?));

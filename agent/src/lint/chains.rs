@@ -336,6 +336,7 @@ mod tests {
             binding: Binding::Socket { reuse_port: ReusePort::PerWorker, backlog: 1 },
             hand_off: HandOff::ByOriginalDst,
             listener_filters: vec![ListenerFilter::TlsInspector, ListenerFilter::HttpInspector],
+            dispatch: crate::listener::Dispatch::Agent,
             listener_filters_timeout: None,
             on_filters_timeout: OnFiltersTimeout::Continue,
             chains: chains(matches).expect("compatible"),

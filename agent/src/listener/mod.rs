@@ -30,6 +30,8 @@ pub struct Listener {
     pub binding: Binding,
     /// Whether its connections are handed to the listener of their original destination.
     pub hand_off: HandOff,
+    /// Who dispatches its connections.
+    pub dispatch: Dispatch,
     /// In the order in which they run.
     pub listener_filters: Vec<ListenerFilter>,
     /// How long the listener filters may wait for bytes; `None` is for ever.
@@ -100,6 +102,26 @@ pub enum HandOff {
     ByOriginalDst,
     /// Connections stay here; the destination is the accepted socket's local address.
     Stay,
+}
+
+/// Who sends connections on to an endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Dispatch {
+    /// The agent, which accepts them.
+    #[default]
+    Agent,
+    /// The kernel, within connect(2): the agent never meets them.
+    Kernel,
+}
+
+impl Dispatch {
+    /// The name by which the configuration calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Agent => "agent",
+            Self::Kernel => "kernel",
+        }
+    }
 }
 
 /// What happens to a connection whose listener filters ran out of time.

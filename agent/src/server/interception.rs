@@ -10,6 +10,9 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::MissedTickBehavior;
 
+use waylay_common::limits;
+
+use crate::dispatch::Dispatcher;
 use crate::kernel::{
     Enrolment, HEARTBEAT_INTERVAL, HEARTBEAT_LOSS, InterceptOptions, Interception, KernelError, Log, cgroup,
 };
@@ -26,10 +29,18 @@ const _: () = assert!(
 /// How soon what the kernel programs log is in the agent's log.
 const LOG_INTERVAL: Duration = Duration::from_millis(250);
 
+/// How soon what the kernel dispatches has its record, and an endpoint that fails is no longer chosen there.
+const DISPATCH_LOOK: Duration = Duration::from_millis(limits::DISPATCH_LOOK_MS);
+/// The same, when a quarter of the ring was full.
+const DISPATCH_LOOK_SOON: Duration = Duration::from_millis(limits::DISPATCH_LOOK_SOON_MS);
+/// Events that the ring has room for.
+const DISPATCH_RING_EVENTS: usize = limits::DISPATCH_RING_EVENTS as usize;
+
 /// Attached hooks. They are kept alive by a task of their own: a reload may wait for DNS for longer than the kernel
 /// waits for a heartbeat.
 pub struct Attached {
     interception: Arc<Mutex<Option<Interception>>>,
+    dispatcher: Arc<Mutex<Dispatcher>>,
 }
 
 /// What to intercept, for listeners bound to these addresses. The interfaces of `admin` are left alone as listeners
@@ -105,9 +116,18 @@ impl Attached {
             runtime.spawn(pass_on(log));
         }
         shared.set_kernel(Some(interception.kernel()));
+        let events = interception.dispatch_events()?;
+        let dispatcher = Arc::new(Mutex::new(Dispatcher::new(shared, interception.dispatch_table()?, events)));
+        lock(&dispatcher).follow();
+        runtime.spawn(keep_dispatching(Arc::downgrade(&dispatcher)));
         let interception = Arc::new(Mutex::new(Some(interception)));
         runtime.spawn(keep_alive(Arc::downgrade(&interception), shared.clone()));
-        Ok(Self { interception })
+        Ok(Self { interception, dispatcher })
+    }
+
+    /// What the kernel dispatches by itself is what the configuration now says.
+    pub fn follow_dispatch(&self) {
+        lock(&self.dispatcher).follow();
     }
 
     /// Puts another policy in force.
@@ -173,6 +193,7 @@ impl Attached {
         if let Err(error) = detached {
             tracing::error!(%error, "something is left in the kernel: `waylay detach` removes it");
         }
+        lock(&self.dispatcher).end();
     }
 }
 
@@ -184,6 +205,23 @@ async fn pass_on(mut log: Log) {
     loop {
         looks.tick().await;
         log.pass_on();
+    }
+}
+
+/// Keeps what the kernel dispatches by itself as the endpoints are, and takes in what it tells of those connections. It
+/// looks instead of being woken, so a connection costs no wake-up; the sooner, the more there was at the last look.
+async fn keep_dispatching(dispatcher: Weak<Mutex<Dispatcher>>) {
+    let mut pause = DISPATCH_LOOK;
+    loop {
+        tokio::time::sleep(pause).await;
+        let Some(dispatcher) = dispatcher.upgrade() else { return };
+        let mut dispatcher = lock(&dispatcher);
+        dispatcher.follow();
+        pause = match dispatcher.look() {
+            0 if dispatcher.is_idle() => LOG_INTERVAL,
+            told if told > DISPATCH_RING_EVENTS / 4 => DISPATCH_LOOK_SOON,
+            _ => DISPATCH_LOOK,
+        };
     }
 }
 
@@ -213,8 +251,8 @@ async fn keep_alive(interception: Weak<Mutex<Option<Interception>>>, shared: Arc
 }
 
 /// A panic elsewhere does not make the hooks less attached.
-fn lock(interception: &Mutex<Option<Interception>>) -> MutexGuard<'_, Option<Interception>> {
-    interception.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

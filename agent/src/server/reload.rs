@@ -95,6 +95,9 @@ impl Serving {
             self.listen(bound).await;
         }
         self.exempt_bound(&new);
+        if let Some(attached) = &self.attached {
+            attached.follow_dispatch();
+        }
         self.sync_pods().await;
         Ok(version)
     }

@@ -87,6 +87,8 @@ struct ConnectionView<'a> {
     detected: Option<&'static str>,
     server_first: bool,
     requests: u64,
+    dispatch: &'static str,
+    upstream_rtt_us: Option<u64>,
     #[serde(flatten)]
     info: InfoView<'a>,
 }
@@ -106,6 +108,8 @@ impl<'a> ConnectionView<'a> {
             detected: record.detected,
             server_first: record.server_first,
             requests: record.requests,
+            dispatch: record.dispatch.name(),
+            upstream_rtt_us: record.rtt.map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
             info: InfoView::of(&record.info),
         }
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::addr::{ClientAddr, EndpointAddr, OrigDstAddr};
 use crate::kernel::Process;
-use crate::listener::TrafficDirection;
+use crate::listener::{Dispatch, TrafficDirection};
 use crate::snapshot::AccessLog;
 use crate::workload::Workload;
 
@@ -71,6 +71,10 @@ pub struct ConnectionRecord {
     pub details: Option<String>,
     /// From accept to close; set when the record is finished.
     pub duration: Duration,
+    /// Who sent it on.
+    pub dispatch: Dispatch,
+    /// To the endpoint and back, as the kernel smoothed it; `None` when the agent served it.
+    pub rtt: Option<Duration>,
 }
 
 /// How one request went.

@@ -77,6 +77,8 @@ pub fn connection() -> ConnectionRecord {
     ConnectionRecord {
         info: info(),
         start: start(),
+        dispatch: crate::listener::Dispatch::Agent,
+        rtt: None,
         detected: Some("tls"),
         server_first: true,
         cluster: Some("passthrough".into()),

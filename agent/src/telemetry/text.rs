@@ -18,6 +18,7 @@
 //! | `listener`, `chain` | both | what served it |
 //! | `sni` | both | the name in the ClientHello |
 //! | `detected`, `server_first`, `requests` | connection | what protocol detection found, requests served |
+//! | `dispatch`, `rtt_us` | connection | `kernel`, and the round-trip time to the endpoint; absent for what the agent served |
 //! | `route_config`, `vhost`, `route`, `route_name` | request | the row that matched, by index |
 //! | `cluster` | both | where it went |
 //! | `attempts`, `upstream_path` | request | tries, and the path sent on when it was rewritten |
@@ -28,7 +29,7 @@ use std::time::{Duration, SystemTime};
 
 use super::escape::Quoted;
 use super::record::{ConnectionInfo, ConnectionRecord, Record, RequestRecord};
-use crate::listener::TrafficDirection;
+use crate::listener::{Dispatch, TrafficDirection};
 use crate::workload::Workload;
 
 /// Appends the line of `record`, with its line feed, to `line`.
@@ -97,6 +98,8 @@ fn write_connection(line: &mut String, connection: &ConnectionRecord) -> fmt::Re
     tail.plain("detected", connection.detected)?;
     tail.plain("server_first", connection.server_first.then_some(true))?;
     tail.plain("requests", (connection.requests > 0).then_some(connection.requests))?;
+    tail.plain("dispatch", (connection.dispatch == Dispatch::Kernel).then_some(connection.dispatch.name()))?;
+    tail.plain("rtt_us", connection.rtt.map(|rtt| rtt.as_micros()))?;
     tail.quoted("cluster", connection.cluster.as_deref())?;
     tail.quoted("details", connection.details.as_deref())
 }

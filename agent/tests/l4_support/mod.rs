@@ -183,6 +183,7 @@ fn snapshot(setup: &Setup, runtime: &Runtime, version: u64) -> Snapshot {
             },
             hand_off: site.hand_off,
             listener_filters: site.filters.to_vec(),
+            dispatch: waylay::listener::Dispatch::Agent,
             listener_filters_timeout: Some(site.filters_timeout),
             on_filters_timeout: site.on_filters_timeout,
             chains: FilterChains::new(chains, Some(Arc::new(default))).expect("chains"),

@@ -7,7 +7,7 @@ use crate::cluster::ClusterSpecifier;
 use crate::http::{CodecType, HttpConnectionManager, ServerHeader};
 use crate::listener::chain::{ChainMatch, FilterChain, SourceType};
 use crate::listener::{
-    Binding, HandOff, Listener, ListenerFilter, NetworkFilter, OnFiltersTimeout, ReusePort, TcpProxy,
+    Binding, Dispatch, HandOff, Listener, ListenerFilter, NetworkFilter, OnFiltersTimeout, ReusePort, TcpProxy,
 };
 use crate::snapshot::Snapshot;
 
@@ -25,6 +25,7 @@ fn listener(listener: &Listener, source: &str) -> Value {
         .with("@type", any("config.listener.v3.Listener"))
         .with("name", &*listener.name)
         .with("address", socket_address(listener.address))
+        .maybe("metadata", dispatch(listener))
         .with("traffic_direction", listener.direction.name().to_ascii_uppercase())
         .list("filter_chains", chains)
         .maybe("default_filter_chain", default)
@@ -39,6 +40,12 @@ fn listener(listener: &Listener, source: &str) -> Value {
         }
     }
     .done()
+}
+
+/// Envoy knows no such thing; what it does not know of a listener stands in its metadata.
+fn dispatch(listener: &Listener) -> Option<Value> {
+    let name = listener.dispatch.name();
+    (listener.dispatch == Dispatch::Kernel).then(|| json!({"filter_metadata": {"waylay": {"dispatch": name}}}))
 }
 
 fn listener_filter(filter: ListenerFilter) -> Value {

@@ -70,7 +70,8 @@ impl Args {
                 match columns {
                     Columns::Istioctl => table.row([address, port, kind.into()]),
                     Columns::All => {
-                        table.row([address, port, kind.into(), name.into(), bound(listener), direction(listener)]);
+                        let (bound, direction) = (bound(listener), direction(listener));
+                        table.row([address, port, kind.into(), name.into(), bound, direction, dispatch(listener)]);
                     }
                 }
                 continue;
@@ -84,7 +85,18 @@ impl Args {
                     Columns::Istioctl => table.row([address, port, matching, destination]),
                     Columns::All => {
                         let (bound, direction) = (bound(listener), direction(listener));
-                        table.row([address, port, matching, destination, label, name.into(), bound, direction]);
+                        let dispatch = dispatch(listener);
+                        table.row([
+                            address,
+                            port,
+                            matching,
+                            destination,
+                            label,
+                            name.into(),
+                            bound,
+                            direction,
+                            dispatch,
+                        ]);
                     }
                 }
             }
@@ -96,10 +108,10 @@ impl Args {
         match (self.verbose, columns) {
             (true, Columns::Istioctl) => &["ADDRESSES", "PORT", "MATCH", "DESTINATION"],
             (true, Columns::All) => {
-                &["ADDRESSES", "PORT", "MATCH", "DESTINATION", "CHAIN", "LISTENER", "BOUND", "DIRECTION"]
+                &["ADDRESSES", "PORT", "MATCH", "DESTINATION", "CHAIN", "LISTENER", "BOUND", "DIRECTION", "DISPATCH"]
             }
             (false, Columns::Istioctl) => &["ADDRESSES", "PORT", "TYPE"],
-            (false, Columns::All) => &["ADDRESSES", "PORT", "TYPE", "LISTENER", "BOUND", "DIRECTION"],
+            (false, Columns::All) => &["ADDRESSES", "PORT", "TYPE", "LISTENER", "BOUND", "DIRECTION", "DISPATCH"],
         }
     }
 }
@@ -131,6 +143,14 @@ fn direction(listener: &Value) -> String {
     match text(listener, "/traffic_direction") {
         "" => "-".to_owned(),
         direction => direction.to_ascii_lowercase(),
+    }
+}
+
+/// Who sends its connections on: the agent, unless the dump says otherwise.
+fn dispatch(listener: &Value) -> String {
+    match text(listener, "/metadata/filter_metadata/waylay/dispatch") {
+        "" => "agent".to_owned(),
+        dispatch => dispatch.to_owned(),
     }
 }
 

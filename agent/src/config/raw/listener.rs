@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::http::Http;
 use crate::config::record::{choice, record};
 use crate::listener::chain::{SourceType, TransportProtocol};
-use crate::listener::{ListenerFilter, TrafficDirection};
+use crate::listener::{Dispatch, ListenerFilter, TrafficDirection};
 
 record! {
     /// What a connection meets, found by its original destination: the listener of exactly that address, else that of
@@ -25,6 +25,10 @@ record! {
         /// Its connections are served by the listener of their original destination, of the same direction. Outbound: the
         /// kernel redirects to it. On 127.0.0.1 it listens on \[::1\] as well.
         use_original_dst: bool, default(false);
+        /// Who sends its connections on: the agent, or the kernel within connect(2), so that they never meet the agent. The
+        /// kernel can where one `tcp_proxy` chain serves all connections to an original destination (`bind_to_port: false`),
+        /// without listener filters; it keeps no idle or connect timeout and no circuit breaker.
+        dispatch: Dispatch, default(Dispatch::Agent), envoy("-");
         /// What looks at the first bytes, in this order, for filter chains to match on.
         listener_filters: Vec<ListenerFilter>, default(Vec::new());
         /// How long the listener filters may wait for bytes; `0s` is for ever. Envoy's default is 15s.
@@ -103,6 +107,7 @@ record! {
 }
 
 choice!(TrafficDirection { Outbound = "outbound", Inbound = "inbound" });
+choice!(Dispatch { Agent = "agent", Kernel = "kernel" });
 choice!(ListenerFilter { TlsInspector = "tls_inspector", HttpInspector = "http_inspector" });
 choice!(TransportProtocol { Tls = "tls", RawBuffer = "raw_buffer" });
 choice!(SourceType { Any = "any", SameIpOrLoopback = "same_ip_or_loopback", External = "external" });

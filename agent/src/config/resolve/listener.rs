@@ -5,10 +5,11 @@ use std::sync::Arc;
 use super::{Resolver, http, limit, receivers};
 use crate::config::diagnostic::Path;
 use crate::config::raw::{Config, listener as raw};
+use crate::dispatch::qualify;
 use crate::listener::chain::{ChainMatch, FilterChain, FilterChains, TransportProtocol};
 use crate::listener::dispatch::{ListenerConflict, Listeners};
 use crate::listener::{
-    Binding, HandOff, Listener, ListenerFilter, NetworkFilter, OnFiltersTimeout, ReusePort, TcpProxy,
+    Binding, Dispatch, HandOff, Listener, ListenerFilter, NetworkFilter, OnFiltersTimeout, ReusePort, TcpProxy,
 };
 
 /// Resolves all listeners.
@@ -85,10 +86,11 @@ fn listener(resolver: &mut Resolver<'_>, raw: &raw::Listener, path: &Path<'_>) -
         false => Binding::Virtual,
     };
     ok?;
-    Some(Listener {
+    let listener = Listener {
         address: crate::addr::canonical(raw.address),
         direction: raw.traffic_direction,
         binding,
+        dispatch: raw.dispatch,
         hand_off: if raw.use_original_dst { HandOff::ByOriginalDst } else { HandOff::Stay },
         listener_filters: filters?,
         listener_filters_timeout: limit(raw.listener_filters_timeout),
@@ -99,7 +101,20 @@ fn listener(resolver: &mut Resolver<'_>, raw: &raw::Listener, path: &Path<'_>) -
         chains: chains?,
         stats: resolver.runtime.stats.listener(&name),
         name,
-    })
+    };
+    can_dispatch(resolver, &listener, path)?;
+    Some(listener)
+}
+
+/// The kernel can do what `dispatch` asks of it.
+fn can_dispatch(resolver: &mut Resolver<'_>, listener: &Listener, path: &Path<'_>) -> Option<()> {
+    let asked = listener.dispatch == Dispatch::Kernel;
+    let obstacles = if asked { qualify::obstacles(listener) } else { Vec::new() };
+    for obstacle in &obstacles {
+        let message = format!("the kernel cannot dispatch this listener: {obstacle}");
+        resolver.error(&path.field("dispatch"), message);
+    }
+    obstacles.is_empty().then_some(())
 }
 
 fn listener_filters(resolver: &mut Resolver<'_>, raw: &raw::Listener, path: &Path<'_>) -> Option<Vec<ListenerFilter>> {
