@@ -26,5 +26,6 @@ pub mod signal;
 pub mod snapshot;
 pub mod tcp;
 pub mod telemetry;
+pub mod timer;
 pub mod worker;
 pub mod workload;

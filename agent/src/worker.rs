@@ -17,10 +17,12 @@ use tokio::sync::SetOnce;
 use crate::cluster::balance::Balance;
 use crate::drain::Drain;
 use crate::http::pool::Pools;
+use crate::http::request_id::RequestIds;
 use crate::kernel::Kernel;
 use crate::place::Place;
 use crate::snapshot::{Runtime, Snapshot};
 use crate::telemetry::record::RecordSink;
+use crate::timer::{Timers, WallClock};
 use crate::workload::Workloads;
 use crate::workload::status::EnrolmentStatus;
 
@@ -212,6 +214,12 @@ pub struct Worker {
     pub balance: Balance,
     /// Connections to endpoints that can be used again.
     pub pools: Pools,
+    /// What waits for a time.
+    pub timers: Timers,
+    /// Ids of requests that came without one.
+    pub request_ids: RequestIds,
+    /// What time it is for people.
+    pub wall: WallClock,
     random: RefCell<SmallRng>,
     scratch: RefCell<Box<[u8]>>,
 }
@@ -224,6 +232,9 @@ impl Worker {
             shared,
             balance: Balance::default(),
             pools: Pools::default(),
+            timers: Timers::default(),
+            request_ids: RequestIds::default(),
+            wall: WallClock::default(),
             random: RefCell::new(SmallRng::from_rng(&mut rand::rng())),
             scratch: RefCell::new(vec![0; SCRATCH_BYTES].into_boxed_slice()),
         }

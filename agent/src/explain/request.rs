@@ -13,6 +13,7 @@ use crate::cluster::ClusterSpecifier;
 use crate::http::HttpConnectionManager;
 use crate::http::check::{Body, Checked, check};
 use crate::http::headers;
+use crate::http::request_id::RequestIds;
 use crate::http::route::decide::{Decision, ForwardHost, Outcome, RequestFacts, decide_observed};
 use crate::http::route::matching::RequestView;
 use crate::http::route::mismatch::Mismatch;
@@ -54,7 +55,9 @@ pub(super) fn explain(
             return;
         }
     };
-    headers::forward(&mut head.headers, manager, arrived.client.ip(), || question.random);
+    headers::forward(&mut head.headers, manager, arrived.client.ip(), || {
+        RequestIds::default().next(|| question.random)
+    });
     let facts = checked.facts(&head, question.random, question.source_pod.as_ref());
     answer.section("request", format!("{} {} at {}", facts.method, facts.path_and_query, facts.authority));
     let mut rows = Rows::new();

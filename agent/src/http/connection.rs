@@ -55,7 +55,7 @@ const HEADER_LIST_SLACK: u32 = 64 * 1024;
 /// What a connection's requests share.
 pub struct Connection {
     /// Who and where.
-    pub info: ConnectionInfo,
+    pub info: Arc<ConnectionInfo>,
     /// The configuration that it began with.
     pub snapshot: Arc<Snapshot>,
     /// How HTTP is spoken.
@@ -83,7 +83,7 @@ impl Connection {
     fn new(context: ConnectionContext, manager: Arc<HttpConnectionManager>, worker: Rc<Worker>) -> Self {
         let patience = Cell::new(manager.stream_idle_timeout);
         Self {
-            info: context.info,
+            info: Arc::new(context.info),
             behalf: context.behalf,
             snapshot: context.snapshot,
             manager,
@@ -109,10 +109,10 @@ impl Connection {
         self.active.set(self.active.get() + 1);
     }
 
-    /// A request ended.
-    pub fn end_request(&self) {
+    /// A request ended, now.
+    pub fn end_request(&self, now: Instant) {
         self.active.set(self.active.get() - 1);
-        self.idle_since.set(Instant::now());
+        self.idle_since.set(now);
         self.wire.resume();
     }
 

@@ -10,7 +10,8 @@ use http::{HeaderMap, HeaderName, StatusCode, Version, header};
 use tokio::time::Instant;
 
 use crate::telemetry::ResponseFlags;
-use crate::telemetry::record::{Recording, RequestRecord};
+use crate::telemetry::kept::Text;
+use crate::telemetry::record::{RequestRecord, Unwritten};
 
 use super::connection::Connection;
 use super::meter::Meter;
@@ -23,7 +24,7 @@ pub struct Exchange {
     /// What moved.
     pub meter: Rc<Meter>,
     /// Written on drop.
-    pub record: Recording<RequestRecord>,
+    pub record: Unwritten,
     /// The client wants its answer in gRPC's form.
     pub grpc: bool,
     /// Whether HTTP/1 is spoken with the client.
@@ -43,8 +44,8 @@ enum End {
     Reset,
 }
 
-fn text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
-    headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+fn text(headers: &HeaderMap, name: &HeaderName) -> Option<Text> {
+    headers.get(name).map(Text::from)
 }
 
 /// `x-request-id`.
@@ -64,18 +65,19 @@ impl Exchange {
             pod.downstream_rq_total.inc();
         }
         connection.begin_request();
+        let began = Instant::now();
         Self {
-            record: Recording::new(new_record(connection, head), connection.worker.shared.records.clone()),
-            meter: Rc::new(Meter::new()),
+            record: Unwritten::new(new_record(connection, head, connection.worker.wall.at(began))),
+            meter: Rc::new(Meter::new(began)),
             grpc: is_grpc(&head.headers),
             http1,
-            began: Instant::now(),
+            began,
             end: End::Open,
             connection: connection.clone(),
         }
     }
 
-    /// What the headers say now that they were completed.
+    /// What the headers say now that they were completed, or that the request is refused.
     pub fn note_headers(&mut self, headers: &HeaderMap) {
         self.record.forwarded_for = text(headers, &X_FORWARDED_FOR);
         self.record.request_id = text(headers, &X_REQUEST_ID);
@@ -86,7 +88,7 @@ impl Exchange {
         self.record.flags.insert(refusal.flags);
         self.record.details = refusal.details;
         if let Some(head) = &refusal.head {
-            (self.record.method, self.record.path) = (head.0.clone(), head.1.clone());
+            (self.record.method, self.record.path) = (head.0.as_str().into(), head.1.as_str().into());
         }
     }
 
@@ -114,11 +116,6 @@ impl Exchange {
         }
     }
 
-    /// Since the headers arrived.
-    pub fn elapsed(&self) -> Duration {
-        self.began.elapsed()
-    }
-
     fn note_end(&mut self) {
         if self.end != End::Open {
             return;
@@ -142,8 +139,10 @@ impl Drop for Exchange {
         self.record.bytes_received = self.meter.received.get();
         self.record.bytes_sent = self.meter.sent.get();
         let stats = &self.connection.manager.stats;
+        let now = Instant::now();
+        let duration = now.saturating_duration_since(self.began);
         stats.downstream_rq_active.dec();
-        stats.downstream_rq_time.observe(self.elapsed());
+        stats.downstream_rq_time.observe(duration);
         match self.end {
             End::Open => stats.downstream_rq_rx_reset.inc(),
             End::Reset => stats.downstream_rq_tx_reset.inc(),
@@ -160,7 +159,8 @@ impl Drop for Exchange {
         if let Some(pod) = self.connection.behalf.stats() {
             pod.count_response(self.record.status);
         }
-        self.connection.end_request();
+        self.record.write(&*self.connection.worker.shared.records, duration);
+        self.connection.end_request(now);
     }
 }
 
@@ -170,13 +170,13 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
     kind.as_bytes().strip_prefix(b"application/grpc").is_some_and(|rest| rest.first().is_none_or(|next| *next == b'+'))
 }
 
-fn new_record(connection: &Connection, head: &Parts) -> RequestRecord {
-    let host = head.uri.authority().map(|authority| authority.as_str().to_owned());
+fn new_record(connection: &Connection, head: &Parts, start: SystemTime) -> RequestRecord {
+    let host = head.uri.authority().map(Text::from);
     RequestRecord {
         info: connection.info.clone(),
-        start: SystemTime::now(),
-        method: head.method.as_str().to_owned(),
-        path: head.uri.path_and_query().map_or_else(String::new, |path| path.as_str().to_owned()),
+        start,
+        method: (&head.method).into(),
+        path: head.uri.path_and_query().map(Text::from).unwrap_or_default(),
         protocol: match head.version {
             Version::HTTP_10 => "HTTP/1.0",
             Version::HTTP_2 => "HTTP/2",
@@ -184,8 +184,8 @@ fn new_record(connection: &Connection, head: &Parts) -> RequestRecord {
         },
         authority: host.or_else(|| text(&head.headers, &header::HOST)),
         user_agent: text(&head.headers, &header::USER_AGENT),
-        forwarded_for: text(&head.headers, &X_FORWARDED_FOR),
-        request_id: text(&head.headers, &X_REQUEST_ID),
+        forwarded_for: None,
+        request_id: None,
         route_config: Some(connection.manager.route_config.name.clone()),
         virtual_host: None,
         route: None,

@@ -1,7 +1,8 @@
 //! Which headers pass, and which are the agent's own: both ways.
 //!
-//! Pure but for the random number of a request id. Sources: RFC 9110 section 7.6.1; Envoy, http_conn_man/headers.
+//! Pure but for the ids of requests. Sources: RFC 9110 section 7.6.1; Envoy, http_conn_man/headers.
 
+use std::cell::RefCell;
 use std::net::IpAddr;
 
 use http::header::{self, Entry, HeaderMap, HeaderName, HeaderValue};
@@ -40,6 +41,52 @@ pub fn connection_says_upgrade(headers: &HeaderMap) -> bool {
     connection_tokens(headers).any(|token| token.eq_ignore_ascii_case(b"upgrade"))
 }
 
+/// Which rules the headers of one message call for. One look at each name: most messages have none of the headers that
+/// are removed, and to ask for each of those would hash it and look it up every time.
+#[derive(Clone, Copy, Default)]
+struct Rules(u16);
+
+impl Rules {
+    const CONNECTION: Self = Self(1);
+    /// Concerns the connection alone, as `connection` itself does.
+    const HOP_BY_HOP: Self = Self(1 << 1);
+    const TE: Self = Self(1 << 2);
+    const EXPECT: Self = Self(1 << 3);
+    const REFERER: Self = Self(1 << 4);
+    /// What is left of an upgrade.
+    const UPGRADE: Self = Self(1 << 5);
+    /// [`INTERNAL`] or [`EDGE_ONLY`], perhaps.
+    const INTERNAL: Self = Self(1 << 6);
+    const FORWARDED_PROTO: Self = Self(1 << 7);
+    const REQUEST_ID: Self = Self(1 << 8);
+    const CONTENT_LENGTH: Self = Self(1 << 9);
+
+    fn of(headers: &HeaderMap) -> Self {
+        Self(headers.keys().fold(0, |rules, name| rules | Self::of_name(name.as_str()).0))
+    }
+
+    fn of_name(name: &str) -> Self {
+        match name {
+            "connection" => Self::CONNECTION,
+            "transfer-encoding" | "upgrade" | "keep-alive" | "proxy-connection" => Self::HOP_BY_HOP,
+            "te" => Self::TE,
+            "expect" => Self::EXPECT,
+            "referer" => Self::REFERER,
+            "content-length" => Self::CONTENT_LENGTH,
+            "http2-settings" | IGNORED_UPGRADE => Self::UPGRADE,
+            "x-forwarded-proto" => Self::FORWARDED_PROTO,
+            "x-request-id" => Self::REQUEST_ID,
+            "x-forwarded-client-cert" => Self::INTERNAL,
+            _ if name.starts_with("x-envoy-") => Self::INTERNAL,
+            _ => Self(0),
+        }
+    }
+
+    fn contain(self, rule: Self) -> bool {
+        self.0 & rule.0 != 0
+    }
+}
+
 /// Removes what concerns this connection only.
 ///
 /// # Errors
@@ -47,7 +94,8 @@ pub fn connection_says_upgrade(headers: &HeaderMap) -> bool {
 pub fn remove_hop_by_hop(headers: &mut HeaderMap) -> Result<(), Refusal> {
     let refused =
         || Err(Refusal::request(StatusCode::BAD_REQUEST, "connection_header_rejected", "Bad Request").closing());
-    if headers.contains_key(header::CONNECTION) {
+    let rules = Rules::of(headers);
+    if rules.contain(Rules::CONNECTION) {
         let mut named: Vec<HeaderName> = Vec::new();
         for (index, token) in connection_tokens(headers).filter(|token| !token.is_empty()).enumerate() {
             let Ok(name) = HeaderName::from_bytes(token) else { return refused() };
@@ -64,15 +112,20 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) -> Result<(), Refusal> {
         }
         headers.remove(header::CONNECTION);
     }
-    for name in [header::TRANSFER_ENCODING, header::UPGRADE, KEEP_ALIVE, PROXY_CONNECTION] {
-        headers.remove(name);
+    if rules.contain(Rules::HOP_BY_HOP) {
+        for name in [header::TRANSFER_ENCODING, header::UPGRADE, KEEP_ALIVE, PROXY_CONNECTION] {
+            headers.remove(name);
+        }
     }
     Ok(())
 }
 
 /// Completes the sanitation of a request: `te`, `expect` and the remains of an upgrade to HTTP/2.
 pub fn sanitize_request(headers: &mut HeaderMap) {
-    if let Entry::Occupied(mut te) = headers.entry(header::TE) {
+    let rules = Rules::of(headers);
+    if rules.contain(Rules::TE)
+        && let Entry::Occupied(mut te) = headers.entry(header::TE)
+    {
         let trailers = |value: &HeaderValue| {
             value
                 .as_bytes()
@@ -86,15 +139,21 @@ pub fn sanitize_request(headers: &mut HeaderMap) {
         }
     }
     // The agent answers it itself, as soon as the endpoint wants the body.
-    if headers.get(header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+    if rules.contain(Rules::EXPECT)
+        && headers.get(header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+    {
         headers.remove(header::EXPECT);
     }
-    headers.remove(HTTP2_SETTINGS);
-    headers.remove(IGNORED);
-    let mut referers = headers.get_all(header::REFERER).iter();
-    let valid = referers.next().is_none_or(is_referer) && referers.next().is_none();
-    if !valid {
-        headers.remove(header::REFERER);
+    if rules.contain(Rules::UPGRADE) {
+        headers.remove(HTTP2_SETTINGS);
+        headers.remove(IGNORED);
+    }
+    if rules.contain(Rules::REFERER) {
+        let mut referers = headers.get_all(header::REFERER).iter();
+        let valid = referers.next().is_none_or(is_referer) && referers.next().is_none();
+        if !valid {
+            headers.remove(header::REFERER);
+        }
     }
 }
 
@@ -123,32 +182,30 @@ fn is_referer(value: &HeaderValue) -> bool {
 
 /// Says who asked: x-forwarded-for, x-forwarded-proto, x-request-id; and removes what only the mesh itself may say.
 /// No client counts as internal: Envoy 1.40 without `internal_address_config`.
-pub fn forward(headers: &mut HeaderMap, manager: &HttpConnectionManager, client: IpAddr, random: impl Fn() -> u64) {
-    remove_internal(headers);
+pub fn forward(headers: &mut HeaderMap, manager: &HttpConnectionManager, client: IpAddr, id: impl Fn() -> HeaderValue) {
+    let rules = Rules::of(headers);
+    if rules.contain(Rules::INTERNAL) {
+        INTERNAL.iter().for_each(|name| drop(headers.remove(*name)));
+    }
     if manager.use_remote_address {
         append_client(headers, client);
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
         if let Ok(address) = HeaderValue::from_str(&client.to_string()) {
             headers.insert(X_ENVOY_EXTERNAL_ADDRESS, address);
         }
-        for name in EDGE_ONLY {
-            headers.remove(name);
+        if rules.contain(Rules::INTERNAL) {
+            EDGE_ONLY.iter().for_each(|name| drop(headers.remove(*name)));
         }
-        if manager.generate_request_id {
-            // An id from outside says nothing about the requests of this mesh.
-            headers.remove(X_REQUEST_ID);
-        }
-    } else if !headers.contains_key(X_FORWARDED_PROTO) {
+    } else if !rules.contain(Rules::FORWARDED_PROTO) {
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
     }
-    if manager.generate_request_id
-        && let Entry::Vacant(id) = headers.entry(X_REQUEST_ID)
-    {
-        id.insert(request_id(random(), random()));
+    // At the edge, an id from outside says nothing about the requests of this mesh.
+    if manager.generate_request_id && (manager.use_remote_address || !rules.contain(Rules::REQUEST_ID)) {
+        headers.insert(X_REQUEST_ID, id());
     }
 }
 
-/// What an edge proxy removes besides [`remove_internal`].
+/// What an edge proxy removes besides [`INTERNAL`].
 const EDGE_ONLY: [&str; 3] =
     ["x-envoy-decorator-operation", "x-envoy-downstream-service-cluster", "x-envoy-downstream-service-node"];
 
@@ -165,59 +222,48 @@ fn append_client(headers: &mut HeaderMap, client: IpAddr) {
 }
 
 /// What only the mesh itself may say: retries, timeouts and the like.
-fn remove_internal(headers: &mut HeaderMap) {
-    for name in [
-        "x-envoy-internal",
-        "x-envoy-retriable-status-codes",
-        "x-envoy-retriable-header-names",
-        "x-envoy-upstream-rq-timeout-alt-response",
-        "x-envoy-retry-on",
-        "x-envoy-retry-grpc-on",
-        "x-envoy-max-retries",
-        "x-envoy-upstream-rq-timeout-ms",
-        "x-envoy-upstream-rq-per-try-timeout-ms",
-        "x-envoy-upstream-alt-stat-name",
-        "x-envoy-expected-rq-timeout-ms",
-        "x-envoy-force-trace",
-        "x-envoy-ip-tags",
-        "x-envoy-original-url",
-        "x-envoy-hedge-on-per-try-timeout",
-        // Its certificate was checked by nobody here.
-        "x-forwarded-client-cert",
-    ] {
-        headers.remove(name);
-    }
-}
-
-/// A UUID of version 4 (RFC 9562 section 5.4).
-fn request_id(high: u64, low: u64) -> HeaderValue {
-    const HEX: &[u8; 16] = b"0123456789abcdef";
-    let bits = (u128::from(high) << 64) | u128::from(low);
-    let bits = (bits & !(0xf << 76)) | (0x4 << 76);
-    let bits = (bits & !(0x3 << 62)) | (0x2 << 62);
-    let mut text = [b'-'; 36];
-    let places = (0..36).filter(|place| ![8, 13, 18, 23].contains(place));
-    for (digit, place) in places.enumerate() {
-        text[place] = HEX[(bits >> (124 - 4 * digit)) as usize & 0xf];
-    }
-    HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static(""))
-}
+const INTERNAL: [&str; 16] = [
+    "x-envoy-internal",
+    "x-envoy-retriable-status-codes",
+    "x-envoy-retriable-header-names",
+    "x-envoy-upstream-rq-timeout-alt-response",
+    "x-envoy-retry-on",
+    "x-envoy-retry-grpc-on",
+    "x-envoy-max-retries",
+    "x-envoy-upstream-rq-timeout-ms",
+    "x-envoy-upstream-rq-per-try-timeout-ms",
+    "x-envoy-upstream-alt-stat-name",
+    "x-envoy-expected-rq-timeout-ms",
+    "x-envoy-force-trace",
+    "x-envoy-ip-tags",
+    "x-envoy-original-url",
+    "x-envoy-hedge-on-per-try-timeout",
+    // Its certificate was checked by nobody here.
+    "x-forwarded-client-cert",
+];
 
 /// A response's headers on the way to the client.
 pub fn sanitize_response(headers: &mut HeaderMap) {
-    // An endpoint's odd `connection` header is no reason to refuse: what it names is dropped as far as possible.
-    let named: Vec<HeaderName> = connection_tokens(headers)
-        .filter_map(|token| HeaderName::from_bytes(token).ok())
-        .filter(|name| !must_stay(name) && *name != header::SET_COOKIE)
-        .collect();
-    for name in named {
-        headers.remove(name);
+    let rules = Rules::of(headers);
+    if rules.contain(Rules::CONNECTION) {
+        // An endpoint's odd `connection` header is no reason to refuse: what it names is dropped as far as possible.
+        let named = |name: &&HeaderName| {
+            connection_tokens(headers).any(|token| token.eq_ignore_ascii_case(name.as_str().as_bytes()))
+        };
+        let may_go = |name: &&HeaderName| !must_stay(name) && **name != header::SET_COOKIE;
+        let named: Vec<HeaderName> = headers.keys().filter(named).filter(may_go).cloned().collect();
+        for name in named {
+            headers.remove(name);
+        }
+        headers.remove(header::CONNECTION);
     }
-    for name in [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE, KEEP_ALIVE, PROXY_CONNECTION] {
-        headers.remove(name);
+    if rules.contain(Rules::HOP_BY_HOP) {
+        for name in [header::TRANSFER_ENCODING, header::UPGRADE, KEEP_ALIVE, PROXY_CONNECTION] {
+            headers.remove(name);
+        }
     }
-    let lengths = headers.get_all(header::CONTENT_LENGTH).iter().take(2).count();
-    if lengths > 1
+    if rules.contain(Rules::CONTENT_LENGTH)
+        && headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some()
         && let Some(length) = headers.remove(header::CONTENT_LENGTH)
     {
         // The codec has checked that all of them are equal.
@@ -237,7 +283,24 @@ pub fn sign_response(headers: &mut HeaderMap, manager: &HttpConnectionManager, s
         ServerHeader::PassThrough => {}
     }
     let service_time = u64::try_from(service_time_ms).unwrap_or(u64::MAX);
-    headers.insert(X_ENVOY_UPSTREAM_SERVICE_TIME, HeaderValue::from(service_time));
+    headers.insert(X_ENVOY_UPSTREAM_SERVICE_TIME, number(service_time));
+}
+
+/// A number. The least ones, and the same one as the last time, need no allocation.
+pub fn number(number: u64) -> HeaderValue {
+    const DIGITS: [&str; 10] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
+    thread_local! {
+        static LAST: RefCell<(u64, HeaderValue)> = const { RefCell::new((0, HeaderValue::from_static("0"))) };
+    }
+    if let Some(digit) = usize::try_from(number).ok().and_then(|number| DIGITS.get(number)) {
+        return HeaderValue::from_static(digit);
+    }
+    LAST.with_borrow_mut(|(last, value)| {
+        if *last != number {
+            (*last, *value) = (number, HeaderValue::from(number));
+        }
+        value.clone()
+    })
 }
 
 #[cfg(test)]
@@ -283,12 +346,5 @@ mod tests {
             all.insert("connection", HeaderValue::from_static(token));
             assert_eq!(remove_hop_by_hop(&mut all).map_err(|refusal| refusal.status.as_u16()), Err(400), "{token}");
         }
-    }
-
-    #[test]
-    fn a_request_id_is_a_uuid_of_version_4() {
-        assert_eq!(request_id(0, 0), "00000000-0000-4000-8000-000000000000");
-        assert_eq!(request_id(u64::MAX, u64::MAX), "ffffffff-ffff-4fff-bfff-ffffffffffff");
-        assert_eq!(request_id(0x0123_4567_89ab_cdef, 0x0123_4567_89ab_cdef), "01234567-89ab-4def-8123-456789abcdef");
     }
 }

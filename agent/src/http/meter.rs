@@ -4,12 +4,14 @@
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
+
+use crate::timer::{Timer, Timers};
 
 /// What moved so far.
 pub struct Meter {
@@ -17,6 +19,7 @@ pub struct Meter {
     pub received: Cell<u64>,
     /// Of the response's body.
     pub sent: Cell<u64>,
+    began: Instant,
     /// When something moved last.
     moved: Cell<Instant>,
     /// When the request had arrived as a whole.
@@ -27,12 +30,13 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// Of a request that begins now.
-    pub fn new() -> Self {
+    /// Of a request whose headers arrived at `began`.
+    pub fn new(began: Instant) -> Self {
         Self {
             received: Cell::new(0),
             sent: Cell::new(0),
-            moved: Cell::new(Instant::now()),
+            began,
+            moved: Cell::new(began),
             arrived: Cell::new(None),
             failed: Cell::new(false),
             waiting: Cell::new(None),
@@ -49,6 +53,11 @@ impl Meter {
     pub fn send(&self, bytes: usize) {
         self.sent.set(self.sent.get() + bytes as u64);
         self.moved.set(Instant::now());
+    }
+
+    /// The headers were all there was of the request.
+    pub fn arrive_at_once(&self) {
+        self.arrived.set(Some(self.began));
     }
 
     /// The request is complete.
@@ -91,20 +100,19 @@ pub enum Expired {
 /// Waits for the first of a request's timeouts. Cheap while nothing has to be waited for.
 pub struct Clock {
     meter: Rc<Meter>,
-    began: Instant,
     /// From the end of the request.
     pub route: Option<Duration>,
     /// Without anything moving.
     pub idle: Option<Duration>,
     /// From the request's headers to its end.
     pub request: Option<Duration>,
-    sleep: Option<Pin<Box<Sleep>>>,
+    timer: Timer,
 }
 
 impl Clock {
     /// A clock without a limit.
-    pub fn new(meter: Rc<Meter>) -> Self {
-        Self { meter, began: Instant::now(), route: None, idle: None, request: None, sleep: None }
+    pub fn new(meter: Rc<Meter>, timers: &Timers) -> Self {
+        Self { meter, route: None, idle: None, request: None, timer: timers.timer() }
     }
 
     /// The next deadline.
@@ -113,7 +121,7 @@ impl Clock {
         let route = arrived.zip(self.route).map(|(arrived, route)| (arrived + route, Expired::Route));
         let idle = self.idle.map(|idle| (self.meter.moved.get() + idle, Expired::Idle));
         let request = match arrived {
-            None => self.request.map(|request| (self.began + request, Expired::Request)),
+            None => self.request.map(|request| (self.meter.began + request, Expired::Request)),
             Some(_) => None,
         };
         [route, request, idle].into_iter().flatten().min_by_key(|(at, _)| *at)
@@ -124,20 +132,8 @@ impl Clock {
         if !self.meter.has_arrived() {
             self.meter.waiting.set(Some(cx.waker().clone()));
         }
-        loop {
-            let Some((at, expired)) = self.next() else { return Poll::Pending };
-            let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
-            // A deadline that moved back is met when the earlier one fires.
-            if sleep.deadline() > at || sleep.is_elapsed() {
-                sleep.as_mut().reset(at);
-            }
-            if sleep.as_mut().poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-            if self.next().is_some_and(|(at, _)| at <= Instant::now()) {
-                return Poll::Ready(expired);
-            }
-        }
+        let Some((at, expired)) = self.next() else { return Poll::Pending };
+        self.timer.poll(cx, at).map(|()| expired)
     }
 
     /// `future`, unless a deadline passes first.
@@ -155,43 +151,53 @@ impl Clock {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn the_route_timeout_counts_from_the_end_of_the_request() {
-        let meter = Rc::new(Meter::new());
-        let mut clock = Clock::new(meter.clone());
-        clock.route = Some(Duration::from_secs(15));
-        let began = Instant::now();
-        let ends_late = async {
-            tokio::time::sleep(Duration::from_secs(60)).await;
-            meter.arrive();
-            std::future::pending::<()>().await;
-        };
-        assert_eq!(clock.race(ends_late).await, Err(Expired::Route));
-        assert_eq!(began.elapsed().as_secs(), 75);
+    /// Runs `test` as a worker would, in paused time, with a clock that has no limit yet.
+    fn paused(test: impl AsyncFnOnce(Clock, Rc<Meter>)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        tokio::task::LocalSet::new().block_on(&runtime.expect("runtime"), async {
+            let meter = Rc::new(Meter::new(Instant::now()));
+            test(Clock::new(meter.clone(), &Timers::default()), meter).await;
+        });
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn whatever_moves_puts_the_idle_timeout_off() {
-        let meter = Rc::new(Meter::new());
-        let mut clock = Clock::new(meter.clone());
-        clock.idle = Some(Duration::from_secs(5));
-        let began = Instant::now();
-        let moves = async {
-            for _ in 0..3 {
-                tokio::time::sleep(Duration::from_secs(4)).await;
-                meter.receive(1);
-            }
-            std::future::pending::<()>().await;
-        };
-        assert_eq!(clock.race(moves).await, Err(Expired::Idle));
-        assert_eq!(began.elapsed().as_secs(), 17);
+    #[test]
+    fn the_route_timeout_counts_from_the_end_of_the_request() {
+        paused(async |mut clock, meter| {
+            clock.route = Some(Duration::from_secs(15));
+            let began = Instant::now();
+            let ends_late = async {
+                tokio::time::sleep(Duration::from_secs(60)).await;
+                meter.arrive();
+                std::future::pending::<()>().await;
+            };
+            assert_eq!(clock.race(ends_late).await, Err(Expired::Route));
+            assert_eq!(began.elapsed().as_secs(), 75);
+        });
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_request_that_does_not_arrive_has_its_own_timeout() {
-        let mut clock = Clock::new(Rc::new(Meter::new()));
-        clock.request = Some(Duration::from_secs(3));
-        clock.idle = Some(Duration::from_secs(5));
-        assert_eq!(clock.race(std::future::pending::<()>()).await, Err(Expired::Request));
+    #[test]
+    fn whatever_moves_puts_the_idle_timeout_off() {
+        paused(async |mut clock, meter| {
+            clock.idle = Some(Duration::from_secs(5));
+            let began = Instant::now();
+            let moves = async {
+                for _ in 0..3 {
+                    tokio::time::sleep(Duration::from_secs(4)).await;
+                    meter.receive(1);
+                }
+                std::future::pending::<()>().await;
+            };
+            assert_eq!(clock.race(moves).await, Err(Expired::Idle));
+            assert_eq!(began.elapsed().as_secs(), 17);
+        });
+    }
+
+    #[test]
+    fn a_request_that_does_not_arrive_has_its_own_timeout() {
+        paused(async |mut clock, _| {
+            clock.request = Some(Duration::from_secs(3));
+            clock.idle = Some(Duration::from_secs(5));
+            assert_eq!(clock.race(std::future::pending::<()>()).await, Err(Expired::Request));
+        });
     }
 }

@@ -17,6 +17,7 @@ pub mod pool;
 mod refusal;
 mod reply;
 mod request_body;
+pub mod request_id;
 mod response_body;
 mod retry;
 pub mod route;

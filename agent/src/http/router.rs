@@ -6,7 +6,6 @@
 use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::{HeaderValue, StatusCode, header};
 
@@ -82,19 +81,20 @@ async fn try_until_answered(exchange: &mut Exchange, request: Forward<'_>) -> Re
     let Forward { cluster, upload, .. } = request;
     let policy = request.decision.retry_policy().map(|policy| &**policy);
     let mut tried = Tried::default();
+    // Those that were tried in vain.
     let mut endpoints: Vec<EndpointAddr> = Vec::new();
     let mut retrying: Option<Permit> = None;
     loop {
         let endpoint = choose(exchange, cluster, &endpoints)?;
         let result = try_once(exchange, &request, policy, &endpoint).await;
         drop(retrying.take());
-        endpoints.push(endpoint.address);
         let verdict = match &result {
             Ok(answer) => policy.map_or(Verdict::GiveUp, |policy| {
                 let response = &answer.response;
                 after_response(policy, upload.is_replayable(), response.status(), response.headers(), tried)
             }),
             Err(failure) => {
+                endpoints.push(endpoint.address);
                 note(&mut tried, *failure);
                 let method = &request.outgoing.method;
                 let untried = untried(cluster, &endpoints);
@@ -108,6 +108,9 @@ async fn try_until_answered(exchange: &mut Exchange, request: Forward<'_>) -> Re
                 retrying = cluster.try_retry();
                 if retrying.is_none() {
                     return conclude(exchange, cluster, result, verdict, tried);
+                }
+                if result.is_ok() {
+                    endpoints.push(endpoint.address);
                 }
                 tried.retries += 1;
                 cluster.stats.upstream_rq_retry.inc();
@@ -191,7 +194,7 @@ async fn try_once(
     let sent = send(&worker, &behalf, request.cluster, endpoint, request.protocol, &outgoing, request.upload.next());
     let result = match policy.and_then(|policy| policy.per_try_timeout) {
         None => sent.await,
-        Some(limit) => within(limit, sent).await.unwrap_or_else(|| {
+        Some(limit) => worker.timers.timeout(limit, sent).await.unwrap_or_else(|| {
             request.cluster.stats.upstream_rq_per_try_timeout.inc();
             endpoint.stats.rq_timeout.inc();
             Err(FailureKind::PerTryTimeout.into())
@@ -199,10 +202,6 @@ async fn try_once(
     };
     exchange.record.upstream_service_time = result.is_ok().then(|| began.elapsed());
     result
-}
-
-async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
-    tokio::time::timeout(limit, future).await.ok()
 }
 
 /// `auto_host_rewrite`: the endpoint's name, with the port unless it is the default one.

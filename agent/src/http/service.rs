@@ -42,10 +42,11 @@ pub async fn serve(
     let (mut head, body) = request.into_parts();
     let mut exchange = Exchange::begin(&connection, &head);
     if body.is_end_stream() {
-        exchange.meter.arrive();
+        exchange.meter.arrive_at_once();
     }
     let verdict = if exchange.http1 { connection.wire.verdict() } else { None };
     if let Some(refusal) = verdict {
+        exchange.note_headers(&head.headers);
         connection.note_refusal(&refusal);
         return Ok(refuse(exchange, refusal));
     }
@@ -53,12 +54,14 @@ pub async fn serve(
     let checked = match check(&connection.manager, &mut head, follows) {
         Ok(checked) => checked,
         Err(refusal) => {
+            exchange.note_headers(&head.headers);
             connection.note_refusal(&refusal);
             return Ok(refuse(exchange, refusal));
         }
     };
     let worker = &connection.worker;
-    headers::forward(&mut head.headers, &connection.manager, connection.info.client.ip(), || worker.random());
+    let id = || worker.request_ids.next(|| worker.random());
+    headers::forward(&mut head.headers, &connection.manager, connection.info.client.ip(), id);
     exchange.note_headers(&head.headers);
     Ok(route(&connection, exchange, head, body, checked).await)
 }
@@ -182,7 +185,7 @@ fn protocol(cluster: &Cluster, version: Version, upgrade: bool) -> Protocol {
 
 fn clock(exchange: &Exchange, action: &RouteAction) -> Clock {
     let manager = &exchange.connection.manager;
-    let mut clock = Clock::new(exchange.meter.clone());
+    let mut clock = Clock::new(exchange.meter.clone(), &exchange.connection.worker.timers);
     clock.route = action.timeout;
     clock.idle = action.idle_timeout.unwrap_or(manager.stream_idle_timeout);
     clock.request = manager.request_timeout;

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use super::escape::Shown;
 use super::record::{ConnectionInfo, ConnectionRecord, Record, RequestRecord};
-use super::text::word;
+use super::text::Word;
 
 /// Appends the line of `record`, with its line feed, to `line`; nothing for what has no line.
 pub fn write_line(line: &mut String, record: &Record) {
@@ -28,7 +28,7 @@ pub fn write_line(line: &mut String, record: &Record) {
 fn write_request(line: &mut String, request: &RequestRecord) -> fmt::Result {
     write_who(line, request.start, &request.info)?;
     let host = request.authority.as_deref().unwrap_or_default();
-    write!(line, "{} {}{}", word(&request.method), word_or_nothing(host), word(&request.path))?;
+    write!(line, "{} {}{}", Word(&request.method), word_or_nothing(host), Word(&request.path))?;
     if let Some(endpoint) = request.endpoint {
         write!(line, " => {endpoint}")?;
     }
@@ -46,7 +46,7 @@ fn write_connection(line: &mut String, connection: &ConnectionRecord) -> fmt::Re
         None => write!(line, "{}", connection.info.local)?,
     }
     if let Some(name) = &connection.info.server_name {
-        write!(line, " ({})", word(name))?;
+        write!(line, " ({})", Word(name))?;
     }
     if let Some(endpoint) = connection.endpoint {
         write!(line, " => {endpoint}")?;
@@ -69,13 +69,13 @@ fn write_who(line: &mut String, start: SystemTime, info: &ConnectionInfo) -> fmt
         Err(_) => line.write_str("- ")?,
     }
     match &info.process {
-        Some(process) => write!(line, "{}[{}] ", word(&process.comm), process.pid),
+        Some(process) => write!(line, "{}[{}] ", Word(&process.comm), process.pid),
         None => write!(line, "{} ", info.client),
     }
 }
 
 fn word_or_nothing(text: &str) -> String {
-    if text.is_empty() { String::new() } else { word(text).to_string() }
+    if text.is_empty() { String::new() } else { Word(text).to_string() }
 }
 
 /// A number of bytes, to three digits or so.
@@ -109,6 +109,8 @@ impl fmt::Display for Took {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::super::samples;
     use super::*;
 
@@ -136,8 +138,8 @@ mod tests {
     #[test]
     fn what_a_client_says_cannot_break_the_line() {
         let mut request = samples::request();
-        (request.method, request.path) = ("GET\n".to_owned(), "/a\x1b[2J\n".to_owned());
-        request.info.process = None;
+        (request.method, request.path) = ("GET\n".into(), "/a\x1b[2J\n".into());
+        request.info = Arc::new(ConnectionInfo { process: None, ..samples::info() });
         let line = written(Record::Request(Box::new(request)));
         assert_eq!(line.matches('\n').count(), 1, "{line}");
         assert!(!line.contains('\x1b') && line.starts_with("127.0.0.1:40000 "), "{line}");

@@ -235,7 +235,7 @@ mod tests {
     #[test]
     fn what_a_client_sends_stays_on_its_line() {
         let mut request = samples::request();
-        request.user_agent = Some("a\n{\"kind\":\"request\"}\u{2028}\u{85}".to_owned());
+        request.user_agent = Some("a\n{\"kind\":\"request\"}\u{2028}\u{85}".into());
         let line = object(&Record::Request(Box::new(request)));
         assert!(!line.contains(super::super::escape::is_hidden), "{line}");
     }

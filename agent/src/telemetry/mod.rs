@@ -7,6 +7,7 @@ pub mod escape;
 pub mod export;
 pub mod flags;
 pub mod json;
+pub mod kept;
 pub mod log;
 pub mod metric;
 pub mod prometheus;

@@ -15,6 +15,7 @@ use crate::snapshot::AccessLog;
 use crate::workload::Workload;
 
 use super::ResponseFlags;
+use super::kept::Text;
 use super::writer::OpenError;
 
 /// What a connection and its requests have in common.
@@ -81,23 +82,23 @@ pub struct ConnectionRecord {
 #[derive(Clone, Debug)]
 pub struct RequestRecord {
     /// The connection it came on.
-    pub info: ConnectionInfo,
+    pub info: Arc<ConnectionInfo>,
     /// When its headers had arrived.
     pub start: SystemTime,
     /// As received; empty when nothing could be parsed.
-    pub method: String,
+    pub method: Text,
     /// With query, as received.
-    pub path: String,
+    pub path: Text,
     /// `HTTP/1.0`, `HTTP/1.1`, `HTTP/2`.
     pub protocol: &'static str,
     /// As received (host or `:authority`).
-    pub authority: Option<String>,
+    pub authority: Option<Text>,
     /// `user-agent`.
-    pub user_agent: Option<String>,
+    pub user_agent: Option<Text>,
     /// `x-forwarded-for`.
-    pub forwarded_for: Option<String>,
+    pub forwarded_for: Option<Text>,
     /// `x-request-id`.
-    pub request_id: Option<String>,
+    pub request_id: Option<Text>,
     /// Route configuration.
     pub route_config: Option<Arc<str>>,
     /// Virtual host.
@@ -177,13 +178,6 @@ impl Recorded for ConnectionRecord {
     }
 }
 
-impl Recorded for RequestRecord {
-    fn finish(mut self: Box<Self>, duration: Duration) -> Record {
-        self.duration = duration;
-        Record::Request(self)
-    }
-}
-
 impl<T: Recorded> Recording<T> {
     /// Begins to record.
     pub fn new(record: T, sink: Arc<dyn RecordSink>) -> Self {
@@ -193,6 +187,38 @@ impl<T: Recorded> Recording<T> {
     /// Since the beginning.
     pub fn elapsed(&self) -> Duration {
         self.started.elapsed()
+    }
+}
+
+/// The record of a request that is under way; whoever has it writes it at the end.
+pub struct Unwritten(Option<Box<RequestRecord>>);
+
+impl Unwritten {
+    /// Of a request that began.
+    pub fn new(record: RequestRecord) -> Self {
+        Self(Some(Box::new(record)))
+    }
+
+    /// The request has ended. Only the first call writes.
+    pub fn write(&mut self, sink: &dyn RecordSink, duration: Duration) {
+        if let Some(mut record) = self.0.take() {
+            record.duration = duration;
+            sink.write(Record::Request(record));
+        }
+    }
+}
+
+impl std::ops::Deref for Unwritten {
+    type Target = RequestRecord;
+
+    fn deref(&self) -> &RequestRecord {
+        self.0.as_deref().unwrap_or_else(|| unreachable!("taken only when the request has ended"))
+    }
+}
+
+impl std::ops::DerefMut for Unwritten {
+    fn deref_mut(&mut self) -> &mut RequestRecord {
+        self.0.as_deref_mut().unwrap_or_else(|| unreachable!("taken only when the request has ended"))
     }
 }
 

@@ -44,13 +44,13 @@ pub fn info() -> ConnectionInfo {
 
 pub fn request() -> RequestRecord {
     RequestRecord {
-        info: info(),
+        info: Arc::new(info()),
         start: start(),
-        method: "GET".to_owned(),
-        path: "/checkout/cart?x=1".to_owned(),
+        method: "GET".into(),
+        path: "/checkout/cart?x=1".into(),
         protocol: "HTTP/1.1",
-        authority: Some("shop.example:8080".to_owned()),
-        user_agent: Some("curl/8.0".to_owned()),
+        authority: Some("shop.example:8080".into()),
+        user_agent: Some("curl/8.0".into()),
         forwarded_for: None,
         request_id: None,
         route_config: Some("8080".into()),

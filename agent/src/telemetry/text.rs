@@ -24,8 +24,9 @@
 //! | `attempts`, `upstream_path` | request | tries, and the path sent on when it was rewritten |
 //! | `details` | both | Envoy's response code details, or a sentence |
 
+use std::cell::RefCell;
 use std::fmt::{self, Display, Write};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use super::escape::Quoted;
 use super::record::{ConnectionInfo, ConnectionRecord, Record, RequestRecord};
@@ -44,29 +45,48 @@ pub fn write_line(line: &mut String, record: &Record) {
 
 /// A point in time as Envoy prints it: UTC with milliseconds.
 pub fn timestamp(time: SystemTime) -> String {
-    jiff::Timestamp::try_from(time)
-        .map_or_else(|_| "-".to_owned(), |time| time.strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string())
+    Stamp(time).to_string()
+}
+
+/// See [`timestamp`]. All but the milliseconds is kept from one record to the next of the same second.
+struct Stamp(SystemTime);
+
+impl Display for Stamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        thread_local! {
+            static LAST: RefCell<(u64, String)> = const { RefCell::new((u64::MAX, String::new())) };
+        }
+        let Ok(since) = self.0.duration_since(SystemTime::UNIX_EPOCH) else { return f.write_str("-") };
+        LAST.with_borrow_mut(|(second, text)| {
+            if *second != since.as_secs() {
+                let Ok(time) = jiff::Timestamp::try_from(self.0) else { return f.write_str("-") };
+                *text = time.strftime("%Y-%m-%dT%H:%M:%S").to_string();
+                *second = since.as_secs();
+            }
+            write!(f, "{text}.{:03}Z", since.subsec_millis())
+        })
+    }
 }
 
 fn write_request(line: &mut String, request: &RequestRecord) -> fmt::Result {
     write!(
         line,
         "[{}] \"{} {} {}\" {} {} {} {} {} {} \"{}\" \"{}\" \"{}\" \"{}\" \"{}\"",
-        timestamp(request.start),
-        word(&request.method),
-        word(&request.path),
+        Stamp(request.start),
+        Word(&request.method),
+        Word(&request.path),
         dash(request.protocol),
         request.status,
         request.flags,
         request.bytes_received,
         request.bytes_sent,
         request.duration.as_millis(),
-        milliseconds(request.upstream_service_time),
+        Shown(request.upstream_service_time.map(|time| time.as_millis())),
         Quoted(or_dash(request.forwarded_for.as_deref())),
         Quoted(or_dash(request.user_agent.as_deref())),
         Quoted(or_dash(request.request_id.as_deref())),
         Quoted(or_dash(request.authority.as_deref())),
-        shown(request.endpoint),
+        Shown(request.endpoint),
     )?;
     let mut tail = Tail(line);
     tail.plain("kind", Some("request"))?;
@@ -85,12 +105,12 @@ fn write_connection(line: &mut String, connection: &ConnectionRecord) -> fmt::Re
     write!(
         line,
         "[{}] \"- - -\" 0 {} {} {} {} - \"-\" \"-\" \"-\" \"-\" \"{}\"",
-        timestamp(connection.start),
+        Stamp(connection.start),
         connection.flags,
         connection.bytes_received,
         connection.bytes_sent,
         connection.duration.as_millis(),
-        shown(connection.endpoint),
+        Shown(connection.endpoint),
     )?;
     let mut tail = Tail(line);
     tail.plain("kind", Some("connection"))?;
@@ -127,7 +147,8 @@ impl Tail<'_> {
     }
 
     fn pod(&mut self, key: &str, pod: Option<&Workload>) -> fmt::Result {
-        self.quoted(key, pod.map(ToString::to_string).as_deref())
+        let Some(pod) = pod else { return Ok(()) };
+        self.quoted(key, Some(&pod.to_string()))
     }
 
     /// A value that never holds a space nor anything from outside.
@@ -141,8 +162,17 @@ impl Tail<'_> {
 }
 
 /// One of the three words of the request line: a space in it would make it look like two.
-pub(super) fn word(text: &str) -> String {
-    if text.is_empty() { "-".to_owned() } else { Quoted(text).to_string().replace(' ', "\\u0020") }
+pub(super) struct Word<'a>(pub &'a str);
+
+impl Display for Word<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("-");
+        }
+        let mut parts = self.0.split(' ');
+        Quoted(parts.next().unwrap_or_default()).fmt(f)?;
+        parts.try_for_each(|part| write!(f, "\\u0020{}", Quoted(part)))
+    }
 }
 
 fn dash(text: &str) -> &str {
@@ -153,12 +183,16 @@ fn or_dash(text: Option<&str>) -> &str {
     text.map_or("-", dash)
 }
 
-fn shown(value: Option<impl Display>) -> String {
-    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
-}
+/// A value, or a dash.
+struct Shown<T>(Option<T>);
 
-fn milliseconds(duration: Option<Duration>) -> String {
-    shown(duration.map(|duration| duration.as_millis()))
+impl<T: Display> Display for Shown<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Some(value) => value.fmt(f),
+            None => f.write_str("-"),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -221,8 +255,8 @@ mod tests {
     #[test]
     fn what_a_client_sends_cannot_forge_a_line() {
         let mut request = samples::request();
-        request.path = "/a b\" 200 -\n[2026] \"GET / HTTP/1.1\"".to_owned();
-        request.user_agent = Some("x\" pid=1 \u{1b}[2J".to_owned());
+        request.path = "/a b\" 200 -\n[2026] \"GET / HTTP/1.1\"".into();
+        request.user_agent = Some("x\" pid=1 \u{1b}[2J".into());
         let line = line(Record::Request(Box::new(request)));
         assert_eq!(line.matches('\n').count(), 1);
         assert!(line.contains(r#""GET /a\u0020b\"\u0020200\u0020-\u000a[2026]"#), "{line}");

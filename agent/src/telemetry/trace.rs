@@ -5,7 +5,7 @@
 //! it never slows the data path down.
 
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -121,6 +121,8 @@ pub struct Trace(Arc<Hub>);
 #[derive(Debug, Default)]
 struct Hub {
     subscribers: ArcSwap<Vec<Arc<Subscriber>>>,
+    /// Whether there are any: all that a record costs when there are none.
+    watched: AtomicBool,
     /// Held while the list is replaced.
     changing: Mutex<()>,
 }
@@ -143,7 +145,7 @@ pub struct Subscription {
 impl Trace {
     /// Whether anybody watches.
     pub fn is_watched(&self) -> bool {
-        !self.0.subscribers.load().is_empty()
+        self.0.watched.load(Relaxed)
     }
 
     /// Watches from now on; `None` when there are too many watchers already.
@@ -156,19 +158,20 @@ impl Trace {
             return None;
         }
         subscribers.push(subscriber.clone());
+        self.0.watched.store(true, Relaxed);
         self.0.subscribers.store(Arc::new(subscribers));
         Some(Subscription { hub: self.0.clone(), subscriber, events })
     }
 
     /// Shows a finished connection or request.
     pub fn record(&self, record: &Record) {
-        let subscribers = self.0.subscribers.load();
-        if subscribers.is_empty() {
+        if !self.is_watched() {
             return;
         }
+        let subscribers = self.0.subscribers.load();
         let info = match record {
             Record::Connection(connection) => &connection.info,
-            Record::Request(request) => &request.info,
+            Record::Request(request) => &*request.info,
         };
         let process = info.process.as_deref();
         let dst = info.original_dst.map_or(info.local, |dst| dst.socket());
@@ -234,6 +237,7 @@ impl Drop for Subscription {
         let _changing = self.hub.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut subscribers = Vec::clone(&self.hub.subscribers.load());
         subscribers.retain(|subscriber| !Arc::ptr_eq(subscriber, &self.subscriber));
+        self.hub.watched.store(!subscribers.is_empty(), Relaxed);
         self.hub.subscribers.store(Arc::new(subscribers));
     }
 }

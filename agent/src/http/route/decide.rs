@@ -16,6 +16,7 @@ use super::{
     VirtualHost,
 };
 use crate::cluster::{Cluster, ClusterSpecifier};
+use crate::http::headers::number;
 use crate::workload::Workload;
 
 /// How long the endpoint's answer is awaited, in milliseconds.
@@ -232,7 +233,7 @@ impl<'a> Decision<'a> {
         let of_a_try = self.retry_policy().and_then(|policy| policy.per_try_timeout);
         let Some(timeout) = of_a_try.or(action.timeout) else { return };
         let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-        headers.insert(X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, HeaderValue::from(timeout_ms));
+        headers.insert(X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, number(timeout_ms));
     }
 
     /// Keeps the original host in `x-envoy-original-host`, and appends it to `x-forwarded-host` where the route asks for
