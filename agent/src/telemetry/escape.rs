@@ -12,6 +12,10 @@ pub struct Quoted<'a>(pub &'a str);
 
 impl fmt::Display for Quoted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Nearly always there is nothing to be done.
+        if self.0.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\') {
+            return f.write_str(self.0);
+        }
         let mut rest = self.0;
         while let Some(at) = rest.find(|c| c == '"' || c == '\\' || is_hidden(c)) {
             let (plain, from) = rest.split_at(at);
@@ -47,7 +51,7 @@ impl fmt::Display for Shown<'_> {
 /// Finished JSON in which the characters that JSON allows in strings, but that terminals and line splitters act upon,
 /// are written as escapes. Outside of strings JSON has none of them.
 pub fn harden_json(json: String) -> String {
-    if !json.contains(is_hidden) {
+    if json.bytes().all(|byte| matches!(byte, b' '..=b'~')) || !json.contains(is_hidden) {
         return json;
     }
     let mut safe = String::with_capacity(json.len() + 16);

@@ -1,9 +1,10 @@
 //! Where finished records go: to every configured access log, and to whoever watches the live trace.
 //!
 //! Before: [`super::record::Recording`], on the workers. After: one writer thread for each access log
-//! ([`super::writer`]), which formats and writes. A worker only puts a reference into a bounded queue; when the queue
-//! is full the record is dropped and counted (`server.access_log_dropped`).
+//! ([`super::writer`]). A worker formats its record into a buffer of its own; when too much waits in there, because the
+//! thread cannot write, the record is dropped and counted (`server.access_log_dropped`).
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,8 @@ pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Sinks {
     writers: ArcSwap<Vec<Arc<Writer>>>,
+    /// Whether there are any: all that a record costs when there are none.
+    writing: AtomicBool,
     /// Held while the list is replaced.
     changing: Mutex<()>,
     stats: Arc<Registry>,
@@ -35,7 +38,13 @@ impl Sinks {
     /// # Errors
     /// The first one that could not be opened.
     pub fn open(logs: &[AccessLog], stats: Arc<Registry>) -> Result<Arc<Self>, OpenError> {
-        let sinks = Self { writers: ArcSwap::default(), changing: Mutex::new(()), stats, trace: Trace::default() };
+        let sinks = Self {
+            writers: ArcSwap::default(),
+            writing: AtomicBool::new(false),
+            changing: Mutex::new(()),
+            stats,
+            trace: Trace::default(),
+        };
         sinks.replace(logs)?;
         Ok(Arc::new(sinks))
     }
@@ -61,6 +70,7 @@ impl Sinks {
             .collect::<Result<_, _>>()?;
         Ok(Box::new(move || {
             let _changing = changing;
+            self.writing.store(!writers.is_empty(), Relaxed);
             self.writers.store(Arc::new(writers));
         }))
     }
@@ -75,7 +85,7 @@ impl Sinks {
     /// Blocks until everything so far is written, or for `timeout`. Returns whether it is.
     pub fn flush(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
-        let pending: Vec<_> = self.writers.load().iter().map(|writer| writer.flush(deadline)).collect();
+        let pending: Vec<_> = self.writers.load().iter().map(|writer| writer.flush()).collect();
         pending.into_iter().all(|flushed| flushed.wait(deadline))
     }
 
@@ -88,13 +98,8 @@ impl Sinks {
 impl RecordSink for Sinks {
     fn write(&self, record: Record) {
         self.trace.record(&record);
-        let writers = self.writers.load();
-        if writers.is_empty() {
-            return;
-        }
-        let record = Arc::new(record);
-        for writer in writers.iter() {
-            writer.write(record.clone());
+        if self.writing.load(Relaxed) {
+            self.writers.load().iter().for_each(|writer| writer.write(&record));
         }
     }
 

@@ -1,15 +1,19 @@
-//! One access log: a bounded queue, and a thread that formats what is in it and writes it out.
+//! One access log: lines that wait, a buffer for each worker, and a thread that writes them out.
 //!
-//! Before: [`super::sink`]. After: the file, or standard output. The thread writes when it has 64 KiB, or 100 ms after
-//! the first line that waits. It is alone in waiting for a slow disk or a pipe that nobody reads.
+//! Before: [`super::sink`], on the workers, which format their records themselves: nothing but text changes hands. After:
+//! the file, or standard output. The thread is woken when a first line waits and writes 100 ms later, or as soon as
+//! a worker has gathered 64 KiB. It is alone in waiting for a slow disk or a pipe that nobody reads.
 
+use std::cell::Cell;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::Relaxed};
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use crate::snapshot::{AccessLog, AccessLogFormat};
@@ -18,11 +22,17 @@ use super::record::Record;
 use super::stats::Registry;
 use super::{brief, json, text};
 
-/// Records that wait for one sink: at most about 8 MiB.
+/// Records of one worker that wait for one log: at most about 8 MiB.
 pub const QUEUE_RECORDS: usize = 8192;
+
+/// Buffers of one log. Workers beyond it share them.
+const BUFFERS: usize = 16;
 
 /// Written at once when so much has gathered.
 const FLUSH_BYTES: usize = 64 * 1024;
+
+/// What an empty buffer may keep of its memory.
+const KEPT_BYTES: usize = 4 * FLUSH_BYTES;
 
 /// Written after so long, however little it is.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(100);
@@ -43,18 +53,47 @@ pub struct OpenError {
 #[derive(Debug)]
 pub struct Writer {
     log: AccessLog,
-    queue: SyncSender<Message>,
     stats: Arc<Registry>,
+    waiting: Arc<Waiting>,
+    thread: Thread,
 }
 
-enum Message {
-    Record(Arc<Record>),
+/// What the workers and the thread share.
+#[derive(Debug, Default)]
+struct Waiting {
+    buffers: [Buffer; BUFFERS],
+    /// What the thread knows of them.
+    knows: AtomicU8,
+    orders: Mutex<Vec<Order>>,
+}
+
+/// Lines of one worker, alone on their cache lines.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Buffer(Mutex<Lines>);
+
+#[derive(Debug, Default)]
+struct Lines {
+    text: String,
+    records: usize,
+}
+
+/// Nothing waits: the thread sleeps until it is told otherwise.
+const NOTHING: u8 = 0;
+/// Something does: the thread sleeps for a while.
+const SOMETHING: u8 = 1;
+/// So much does that the thread has to write.
+const PLENTY: u8 = 2;
+
+#[derive(Debug)]
+enum Order {
     Flush(SyncSender<()>),
     Reopen,
+    Close,
 }
 
 /// A flush under way.
-pub struct Flushing(Option<Receiver<()>>);
+pub struct Flushing(Receiver<()>);
 
 impl Writer {
     /// Opens `log` and starts its thread.
@@ -64,20 +103,18 @@ impl Writer {
     pub fn open(log: AccessLog, stats: Arc<Registry>) -> Result<Self, OpenError> {
         let error = |source| OpenError { path: log.path.clone(), source };
         let file = open_file(&log.path).map_err(error)?;
-        let (queue, messages) = mpsc::sync_channel(QUEUE_RECORDS);
+        let waiting: Arc<Waiting> = Arc::default();
         let thread = WriterThread {
-            log: log.clone(),
+            path: log.path.clone(),
             file,
             stats: stats.clone(),
-            buffer: String::with_capacity(FLUSH_BYTES),
-            buffered: 0,
+            waiting: waiting.clone(),
+            spare: String::new(),
             warned: None,
         };
-        std::thread::Builder::new()
-            .name("access-log".to_owned())
-            .spawn(move || thread.run(&messages))
-            .map_err(error)?;
-        Ok(Self { log, queue, stats })
+        let thread =
+            std::thread::Builder::new().name("access-log".to_owned()).spawn(move || thread.run()).map_err(error)?;
+        Ok(Self { thread: thread.thread().clone(), log, stats, waiting })
     }
 
     /// What it was opened for.
@@ -85,40 +122,85 @@ impl Writer {
         &self.log
     }
 
-    /// Hands over a record, or drops and counts it when the queue is full.
-    pub fn write(&self, record: Arc<Record>) {
-        if self.queue.try_send(Message::Record(record)).is_err() {
+    /// Takes a record's line, or drops and counts the record when too many wait.
+    pub fn write(&self, record: &Record) {
+        let mut lines = self.waiting.buffers[buffer_index()].lock();
+        if lines.records >= QUEUE_RECORDS {
             self.stats.server.access_log_dropped.inc();
+            return;
+        }
+        let before = lines.text.len();
+        match self.log.format {
+            AccessLogFormat::Brief => brief::write_line(&mut lines.text, record),
+            AccessLogFormat::Text => text::write_line(&mut lines.text, record),
+            AccessLogFormat::Json => json::write_line(&mut lines.text, record),
+        }
+        let length = lines.text.len();
+        // Not every record has a line of its own.
+        if length == before {
+            return;
+        }
+        lines.records += 1;
+        drop(lines);
+        self.tell(if length < FLUSH_BYTES { SOMETHING } else { PLENTY });
+    }
+
+    /// Wakes the thread if it does not know. It forgets what it knows before it looks into the buffers: a line that it
+    /// does not find there comes after that, and is told.
+    fn tell(&self, news: u8) {
+        if self.waiting.knows.load(Relaxed) < news && self.waiting.knows.fetch_max(news, Relaxed) < news {
+            self.thread.unpark();
         }
     }
 
     /// Asks for the file to be opened anew.
     pub fn reopen(&self) {
-        if self.queue.try_send(Message::Reopen).is_err() {
-            tracing::warn!(path = %self.log.path.display(), "the access log is too busy to be reopened");
-        }
+        self.order(Order::Reopen);
     }
 
-    /// Asks for everything so far to be written; a full queue is waited for until `deadline`.
-    pub fn flush(&self, deadline: Instant) -> Flushing {
+    /// Asks for everything so far to be written.
+    pub fn flush(&self) -> Flushing {
         let (done, flushed) = mpsc::sync_channel(1);
-        let mut message = Message::Flush(done);
-        loop {
-            match self.queue.try_send(message) {
-                Ok(()) => return Flushing(Some(flushed)),
-                Err(TrySendError::Full(back)) if Instant::now() < deadline => message = back,
-                Err(_) => return Flushing(None),
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        self.order(Order::Flush(done));
+        Flushing(flushed)
     }
+
+    fn order(&self, order: Order) {
+        self.waiting.orders.lock().unwrap_or_else(PoisonError::into_inner).push(order);
+        self.thread.unpark();
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.order(Order::Close);
+    }
+}
+
+impl Buffer {
+    fn lock(&self) -> MutexGuard<'_, Lines> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Which buffer this thread's lines go to: always the same, so that they keep their order.
+fn buffer_index() -> usize {
+    static THREADS: AtomicUsize = AtomicUsize::new(0);
+    thread_local! {
+        static INDEX: Cell<Option<usize>> = const { Cell::new(None) };
+    }
+    INDEX.with(|index| {
+        let own = index.get().unwrap_or_else(|| THREADS.fetch_add(1, Relaxed) % BUFFERS);
+        index.set(Some(own));
+        own
+    })
 }
 
 impl Flushing {
     /// Blocks until it is done or `deadline` has passed; returns whether it is done.
     pub fn wait(self, deadline: Instant) -> bool {
         let timeout = deadline.saturating_duration_since(Instant::now());
-        self.0.is_some_and(|flushed| flushed.recv_timeout(timeout).is_ok())
+        self.0.recv_timeout(timeout).is_ok()
     }
 }
 
@@ -133,75 +215,69 @@ fn open_file(path: &Path) -> io::Result<File> {
 }
 
 struct WriterThread {
-    log: AccessLog,
+    path: PathBuf,
     file: File,
     stats: Arc<Registry>,
-    buffer: String,
-    buffered: u64,
+    waiting: Arc<Waiting>,
+    /// Empty; goes where a full buffer is taken away.
+    spare: String,
     warned: Option<Instant>,
 }
 
 impl WriterThread {
-    fn run(mut self, messages: &Receiver<Message>) {
+    fn run(mut self) {
         let mut due: Option<Instant> = None;
         loop {
-            let message = match due {
-                None => messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                Some(due) => messages.recv_timeout(due.saturating_duration_since(Instant::now())),
-            };
-            match message {
-                Ok(Message::Record(record)) => {
-                    self.format(&record);
-                    due.get_or_insert_with(|| Instant::now() + FLUSH_INTERVAL);
-                }
-                Ok(Message::Flush(done)) => {
-                    self.write_out();
-                    // Whoever asked may have stopped waiting.
-                    let _ = done.try_send(());
-                }
-                Ok(Message::Reopen) => {
-                    self.write_out();
-                    self.reopen();
-                }
-                Err(RecvTimeoutError::Timeout) => self.write_out(),
-                Err(RecvTimeoutError::Disconnected) => return self.write_out(),
-            }
-            if self.buffer.len() >= FLUSH_BYTES || due.is_some_and(|due| due <= Instant::now()) {
+            let orders = std::mem::take(&mut *self.waiting.orders.lock().unwrap_or_else(PoisonError::into_inner));
+            for order in orders {
                 self.write_out();
+                match order {
+                    // Whoever asked may have stopped waiting.
+                    Order::Flush(done) => drop(done.try_send(())),
+                    Order::Reopen => self.reopen(),
+                    Order::Close => return,
+                }
             }
-            if self.buffer.is_empty() {
-                due = None;
+            match (self.waiting.knows.load(Relaxed), due) {
+                (NOTHING, _) => {
+                    due = None;
+                    std::thread::park();
+                }
+                (SOMETHING, None) => due = Some(Instant::now() + FLUSH_INTERVAL),
+                (SOMETHING, Some(at)) if at > Instant::now() => {
+                    std::thread::park_timeout(at.saturating_duration_since(Instant::now()));
+                }
+                _ => {
+                    due = None;
+                    self.write_out();
+                }
             }
-        }
-    }
-
-    fn format(&mut self, record: &Record) {
-        let before = self.buffer.len();
-        match self.log.format {
-            AccessLogFormat::Brief => brief::write_line(&mut self.buffer, record),
-            AccessLogFormat::Text => text::write_line(&mut self.buffer, record),
-            AccessLogFormat::Json => json::write_line(&mut self.buffer, record),
-        }
-        // Not every record has a line of its own.
-        if self.buffer.len() > before {
-            self.buffered += 1;
         }
     }
 
     fn write_out(&mut self) {
-        if self.buffer.is_empty() {
-            return;
+        // Before the first look: see `Writer::tell`. A lock lies between the two on either side.
+        self.waiting.knows.store(NOTHING, Relaxed);
+        for index in 0..BUFFERS {
+            let records = {
+                let mut lines = self.waiting.buffers[index].lock();
+                if lines.text.is_empty() {
+                    continue;
+                }
+                std::mem::swap(&mut lines.text, &mut self.spare);
+                std::mem::take(&mut lines.records)
+            };
+            if let Err(error) = self.file.write_all(self.spare.as_bytes()) {
+                self.stats.server.access_log_dropped.add(records as u64);
+                self.warn("writing", &error);
+            }
+            self.spare.clear();
+            self.spare.shrink_to(KEPT_BYTES);
         }
-        if let Err(error) = self.file.write_all(self.buffer.as_bytes()) {
-            self.stats.server.access_log_dropped.add(self.buffered);
-            self.warn("writing", &error);
-        }
-        self.buffer.clear();
-        self.buffered = 0;
     }
 
     fn reopen(&mut self) {
-        match open_file(&self.log.path) {
+        match open_file(&self.path) {
             Ok(file) => self.file = file,
             Err(error) => self.warn("reopening", &error),
         }
@@ -210,7 +286,7 @@ impl WriterThread {
     fn warn(&mut self, doing: &str, error: &io::Error) {
         if self.warned.is_none_or(|warned| warned.elapsed() >= WARN_INTERVAL) {
             self.warned = Some(Instant::now());
-            tracing::warn!(path = %self.log.path.display(), %error, "{doing} the access log failed");
+            tracing::warn!(path = %self.path.display(), %error, "{doing} the access log failed");
         }
     }
 }
