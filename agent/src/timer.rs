@@ -56,11 +56,11 @@ impl Timers {
         self.sleep_until(Instant::now() + duration)
     }
 
-    /// What `future` resolves to, or `None` when it takes longer than `limit`.
-    pub async fn timeout<F: Future>(&self, limit: Duration, future: F) -> Option<F::Output> {
-        let mut future = pin!(future);
+    /// What `future` resolves to, or `None` when it takes longer than `limit`. It has to be pinned already: here, it would
+    /// be held twice.
+    pub async fn timeout<F: Future + Unpin>(&self, limit: Duration, mut future: F) -> Option<F::Output> {
         let mut sleep = self.sleep(limit);
-        poll_fn(|cx| match future.as_mut().poll(cx) {
+        poll_fn(|cx| match Pin::new(&mut future).poll(cx) {
             Poll::Ready(output) => Poll::Ready(Some(output)),
             Poll::Pending => Pin::new(&mut sleep).poll(cx).map(|()| None),
         })

@@ -36,6 +36,14 @@ fn connection_tokens(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     values.flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii)
 }
 
+/// Whether `connection` is one of the two that nearly all are. There is no header `close` (RFC 9110 section 7.6.1 reserves
+/// the name), and `keep-alive` goes anyway.
+fn connection_names_nothing(headers: &HeaderMap) -> bool {
+    let mut values = headers.get_all(header::CONNECTION).iter().map(HeaderValue::as_bytes);
+    let usual = |value: &[u8]| value.eq_ignore_ascii_case(b"keep-alive") || value.eq_ignore_ascii_case(b"close");
+    values.next().is_some_and(usual) && values.next().is_none()
+}
+
 /// Whether `connection` says that the connection is to change its protocol.
 pub fn connection_says_upgrade(headers: &HeaderMap) -> bool {
     connection_tokens(headers).any(|token| token.eq_ignore_ascii_case(b"upgrade"))
@@ -245,7 +253,7 @@ const INTERNAL: [&str; 16] = [
 /// A response's headers on the way to the client.
 pub fn sanitize_response(headers: &mut HeaderMap) {
     let rules = Rules::of(headers);
-    if rules.contain(Rules::CONNECTION) {
+    if rules.contain(Rules::CONNECTION) && !connection_names_nothing(headers) {
         // An endpoint's odd `connection` header is no reason to refuse: what it names is dropped as far as possible.
         let named = |name: &&HeaderName| {
             connection_tokens(headers).any(|token| token.eq_ignore_ascii_case(name.as_str().as_bytes()))
@@ -255,6 +263,8 @@ pub fn sanitize_response(headers: &mut HeaderMap) {
         for name in named {
             headers.remove(name);
         }
+    }
+    if rules.contain(Rules::CONNECTION) {
         headers.remove(header::CONNECTION);
     }
     if rules.contain(Rules::HOP_BY_HOP) {

@@ -4,7 +4,7 @@
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -136,10 +136,9 @@ impl Clock {
         self.timer.poll(cx, at).map(|()| expired)
     }
 
-    /// `future`, unless a deadline passes first.
-    pub async fn race<F: Future>(&mut self, future: F) -> Result<F::Output, Expired> {
-        let mut future = pin!(future);
-        poll_fn(|cx| match future.as_mut().poll(cx) {
+    /// `future`, unless a deadline passes first. It has to be pinned already: here, it would be held twice.
+    pub async fn race<F: Future + Unpin>(&mut self, mut future: F) -> Result<F::Output, Expired> {
+        poll_fn(|cx| match Pin::new(&mut future).poll(cx) {
             Poll::Ready(output) => Poll::Ready(Ok(output)),
             Poll::Pending => self.poll_expired(cx).map(Err),
         })
@@ -149,6 +148,8 @@ impl Clock {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
     use super::*;
 
     /// Runs `test` as a worker would, in paused time, with a clock that has no limit yet.
@@ -170,7 +171,7 @@ mod tests {
                 meter.arrive();
                 std::future::pending::<()>().await;
             };
-            assert_eq!(clock.race(ends_late).await, Err(Expired::Route));
+            assert_eq!(clock.race(pin!(ends_late)).await, Err(Expired::Route));
             assert_eq!(began.elapsed().as_secs(), 75);
         });
     }
@@ -187,7 +188,7 @@ mod tests {
                 }
                 std::future::pending::<()>().await;
             };
-            assert_eq!(clock.race(moves).await, Err(Expired::Idle));
+            assert_eq!(clock.race(pin!(moves)).await, Err(Expired::Idle));
             assert_eq!(began.elapsed().as_secs(), 17);
         });
     }

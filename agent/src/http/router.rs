@@ -3,8 +3,8 @@
 //! Before: [`super::service`], which knows the cluster. After: an [`Answer`], or the [`Refusal`] that the client gets
 //! instead. What is tried again is decided by [`super::retry`].
 
-use std::borrow::Cow;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 
 use http::{HeaderValue, StatusCode, header};
@@ -29,7 +29,7 @@ use super::upstream::{Answer, Failure, FailureKind, Outgoing, send};
 /// What is sent, and where.
 pub struct Forward<'a> {
     /// Knows the policy and what becomes of the host.
-    pub decision: &'a Decision<'a>,
+    pub decision: Decision<'a>,
     /// Chosen by the route.
     pub cluster: &'a Arc<Cluster>,
     /// What is spoken with its endpoints.
@@ -39,19 +39,19 @@ pub struct Forward<'a> {
     /// The host is the endpoint's name, if it has one.
     pub host_of_endpoint: bool,
     /// The body.
-    pub upload: &'a Upload,
+    pub upload: Upload,
 }
 
 /// Sends the request until an endpoint answers.
 ///
 /// # Errors
 /// What the client is told.
-pub async fn forward(exchange: &mut Exchange, clock: &mut Clock, request: Forward<'_>) -> Result<Answer, Refusal> {
-    let cluster = request.cluster.clone();
-    match clock.race(try_until_answered(exchange, request)).await {
-        Ok(result) => result,
-        Err(expired) => Err(expire(exchange, &cluster, expired)),
-    }
+pub async fn forward(exchange: &mut Exchange, clock: &mut Clock, request: &Forward<'_>) -> Result<Answer, Refusal> {
+    let raced = {
+        let trying = pin!(try_until_answered(exchange, request));
+        clock.race(trying).await
+    };
+    raced.unwrap_or_else(|expired| Err(expire(exchange, request.cluster, expired)))
 }
 
 fn expire(exchange: &Exchange, cluster: &Cluster, expired: Expired) -> Refusal {
@@ -77,7 +77,7 @@ fn expire(exchange: &Exchange, cluster: &Cluster, expired: Expired) -> Refusal {
     }
 }
 
-async fn try_until_answered(exchange: &mut Exchange, request: Forward<'_>) -> Result<Answer, Refusal> {
+async fn try_until_answered(exchange: &mut Exchange, request: &Forward<'_>) -> Result<Answer, Refusal> {
     let Forward { cluster, upload, .. } = request;
     let policy = request.decision.retry_policy().map(|policy| &**policy);
     let mut tried = Tried::default();
@@ -86,7 +86,7 @@ async fn try_until_answered(exchange: &mut Exchange, request: Forward<'_>) -> Re
     let mut retrying: Option<Permit> = None;
     loop {
         let endpoint = choose(exchange, cluster, &endpoints)?;
-        let result = try_once(exchange, &request, policy, &endpoint).await;
+        let result = try_once(exchange, request, policy, &endpoint).await;
         drop(retrying.take());
         let verdict = match &result {
             Ok(answer) => policy.map_or(Verdict::GiveUp, |policy| {
@@ -115,7 +115,8 @@ async fn try_until_answered(exchange: &mut Exchange, request: Forward<'_>) -> Re
                 tried.retries += 1;
                 cluster.stats.upstream_rq_retry.inc();
                 release(result);
-                tokio::time::sleep(back_off(policy, tried.retries, exchange.connection.worker.random())).await;
+                let worker = exchange.connection.worker.clone();
+                worker.timers.sleep(back_off(policy, tried.retries, worker.random())).await;
             }
             (verdict, _) => return conclude(exchange, cluster, result, verdict, tried),
         }
@@ -185,13 +186,17 @@ async fn try_once(
     policy: Option<&RetryPolicy>,
     endpoint: &Arc<Endpoint>,
 ) -> Result<Answer, Failure> {
-    let mut outgoing = Cow::Borrowed(&request.outgoing);
-    if request.host_of_endpoint {
-        name_endpoint(outgoing.to_mut(), request.decision, endpoint);
-    }
-    let (worker, behalf) = (exchange.connection.worker.clone(), exchange.connection.behalf.clone());
+    let named = request.host_of_endpoint.then(|| {
+        let mut outgoing = Box::new(request.outgoing.clone());
+        name_endpoint(&mut outgoing, &request.decision, endpoint);
+        outgoing
+    });
+    let outgoing = named.as_deref().unwrap_or(&request.outgoing);
+    let connection = exchange.connection.clone();
+    let (worker, behalf) = (&connection.worker, &connection.behalf);
     let began = tokio::time::Instant::now();
-    let sent = send(&worker, &behalf, request.cluster, endpoint, request.protocol, &outgoing, request.upload.next());
+    let body = request.upload.next();
+    let sent = pin!(send(worker, behalf, request.cluster, endpoint, request.protocol, outgoing, body));
     let result = match policy.and_then(|policy| policy.per_try_timeout) {
         None => sent.await,
         Some(limit) => worker.timers.timeout(limit, sent).await.unwrap_or_else(|| {

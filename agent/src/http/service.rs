@@ -4,6 +4,7 @@
 //! itself. This is the function to read first: all branching of a request is here.
 
 use std::convert::Infallible;
+use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -34,52 +35,77 @@ use super::router::{self, Forward};
 use super::tunnel::Tunnel;
 use super::upstream::{Answer, Outgoing};
 
-/// Serves one request.
+/// Serves one request. All that needs no waiting is done before the first of it: what waits should be small, because
+/// every request in flight holds it.
 pub async fn serve(
     connection: Rc<Connection>,
     request: Request<Downstream>,
 ) -> Result<Response<ResponseBody>, Infallible> {
+    let Ready { mut exchange, mut clock, forward } = match prepare(&connection, request) {
+        ControlFlow::Continue(ready) => ready,
+        ControlFlow::Break(response) => return Ok(response),
+    };
+    let result = router::forward(&mut exchange, &mut clock, &forward).await;
+    let Forward { decision, upload, .. } = forward;
+    Ok(match result {
+        Ok(answer) => respond_with(exchange, &decision, answer, clock, upload),
+        Err(refusal) => give_up(exchange, &decision, refusal),
+    })
+}
+
+/// A request that is to be sent on.
+struct Ready<'a> {
+    exchange: Exchange,
+    clock: Clock,
+    forward: Forward<'a>,
+}
+
+/// Checks the request and routes it. Breaks with the response when the agent itself answers.
+fn prepare(
+    connection: &Rc<Connection>,
+    request: Request<Downstream>,
+) -> ControlFlow<Response<ResponseBody>, Ready<'_>> {
     let (mut head, body) = request.into_parts();
-    let mut exchange = Exchange::begin(&connection, &head);
+    let mut exchange = Exchange::begin(connection, &head);
     if body.is_end_stream() {
         exchange.meter.arrive_at_once();
     }
     let verdict = if exchange.http1 { connection.wire.verdict() } else { None };
-    if let Some(refusal) = verdict {
-        exchange.note_headers(&head.headers);
-        connection.note_refusal(&refusal);
-        return Ok(refuse(exchange, refusal));
-    }
     let follows = if body.is_end_stream() { check::Body::Absent } else { check::Body::Follows };
-    let checked = match check(&connection.manager, &mut head, follows) {
+    let checked = match verdict {
+        Some(refusal) => Err(refusal),
+        None => check(&connection.manager, &mut head, follows),
+    };
+    let checked = match checked {
         Ok(checked) => checked,
         Err(refusal) => {
             exchange.note_headers(&head.headers);
             connection.note_refusal(&refusal);
-            return Ok(refuse(exchange, refusal));
+            return ControlFlow::Break(refuse(exchange, refusal));
         }
     };
     let worker = &connection.worker;
     let id = || worker.request_ids.next(|| worker.random());
     headers::forward(&mut head.headers, &connection.manager, connection.info.client.ip(), id);
     exchange.note_headers(&head.headers);
-    Ok(route(&connection, exchange, head, body, checked).await)
+    route(connection, exchange, head, body, checked)
 }
 
-async fn route(
+fn route(
     connection: &Rc<Connection>,
     mut exchange: Exchange,
     head: Parts,
     body: Downstream,
     checked: Checked,
-) -> Response<ResponseBody> {
+) -> ControlFlow<Response<ResponseBody>, Ready<'_>> {
     let (manager, snapshot) = (&connection.manager, &connection.snapshot);
     let facts = checked.facts(&head, connection.worker.random(), connection.info.source_pod.as_deref());
     let decision = decide::decide(&manager.route_config, &facts, &|name| snapshot.clusters.get(name));
     note_decision(&mut exchange, &decision);
     let refusal = match &decision.outcome {
         Outcome::Forward { action, cluster: Some(cluster) } => {
-            return forward(exchange, head, body, checked, &decision, action, cluster).await;
+            let (action, cluster) = (*action, *cluster);
+            return forward(exchange, head, body, checked, decision, action, cluster);
         }
         Outcome::Forward { action, cluster: None } => {
             manager.stats.no_cluster.inc();
@@ -92,14 +118,14 @@ async fn route(
         }
         Outcome::Redirect { status, location } => {
             manager.stats.rq_redirect.inc();
-            return direct(exchange, &decision, *status, Bytes::new(), Some(location));
+            return ControlFlow::Break(direct(exchange, &decision, *status, Bytes::new(), Some(location)));
         }
         Outcome::DirectResponse(response) => {
             manager.stats.rq_direct_response.inc();
-            return direct(exchange, &decision, response.status, response.body.clone(), None);
+            return ControlFlow::Break(direct(exchange, &decision, response.status, response.body.clone(), None));
         }
     };
-    refuse_as(exchange, refusal, |headers| decision.mutate_response(headers))
+    ControlFlow::Break(refuse_as(exchange, refusal, |headers| decision.mutate_response(headers)))
 }
 
 fn note_decision(exchange: &mut Exchange, decision: &Decision<'_>) {
@@ -128,15 +154,15 @@ fn direct(
     respond(exchange, status, headers, body, Afterwards::Keep)
 }
 
-async fn forward(
+fn forward<'a>(
     mut exchange: Exchange,
     mut head: Parts,
     body: Downstream,
     checked: Checked,
-    decision: &Decision<'_>,
+    decision: Decision<'a>,
     action: &RouteAction,
-    cluster: &Arc<Cluster>,
-) -> Response<ResponseBody> {
+    cluster: &'a Arc<Cluster>,
+) -> ControlFlow<Response<ResponseBody>, Ready<'a>> {
     exchange.record.cluster = Some(cluster.name.clone());
     let forwarded = decision.forward_head(checked.authority(), checked.path.as_str(), &mut head.headers);
     let mut path = checked.path;
@@ -145,7 +171,8 @@ async fn forward(
             Ok(new) => path = new,
             Err(_) => {
                 let refusal = Refusal::request(StatusCode::BAD_REQUEST, "path_normalization_failed", "");
-                return refuse_as(exchange, refusal, |headers| decision.mutate_response(headers));
+                let response = refuse_as(exchange, refusal, |headers| decision.mutate_response(headers));
+                return ControlFlow::Break(response);
             }
         }
         exchange.record.upstream_path = Some(rewritten);
@@ -155,21 +182,17 @@ async fn forward(
     }
     headers::announce_empty_body(&head.method, body.is_end_stream(), &mut head.headers);
     let keep = if decision.retry_policy().is_some() { Keep::Yes } else { Keep::No };
-    let wanted = checked.upgrade.clone();
     let upload = Upload::new(body, exchange.meter.clone(), keep);
-    let request = Forward {
+    let clock = clock(&exchange, action);
+    let forward = Forward {
         decision,
         cluster,
-        protocol: protocol(cluster, head.version, wanted.is_some()),
+        protocol: protocol(cluster, head.version, checked.upgrade.is_some()),
         outgoing: Outgoing { method: head.method, path, headers: head.headers, upgrade: checked.upgrade },
         host_of_endpoint: forwarded.host == ForwardHost::OfEndpoint,
-        upload: &upload,
+        upload,
     };
-    let mut clock = clock(&exchange, action);
-    match router::forward(&mut exchange, &mut clock, request).await {
-        Ok(answer) => respond_with(exchange, decision, answer, clock, upload),
-        Err(refusal) => give_up(exchange, decision, refusal),
-    }
+    ControlFlow::Continue(Ready { exchange, clock, forward })
 }
 
 /// An upgraded connection has to be an HTTP/1 connection on both sides.
