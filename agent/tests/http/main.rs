@@ -4,6 +4,7 @@
 mod adversity;
 mod basics;
 mod bodies;
+mod endpoints;
 mod failures;
 #[path = "../fixture/mod.rs"]
 mod fixture;

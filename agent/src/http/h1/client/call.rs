@@ -126,7 +126,9 @@ impl Call {
         }
         let before = self.buffer.len();
         self.buffer.extend_from_slice(bytes);
-        if self.buffer.len() < self.look_at && !holds_end(&self.buffer[before.saturating_sub(3)..]) {
+        // One byte more than a head may have is enough to know.
+        let look_at = self.look_at.min(MAX_HEAD_BYTES.saturating_sub(self.interim_bytes) + 1);
+        if self.buffer.len() < look_at && !holds_end(&self.buffer[before.saturating_sub(3)..]) {
             return Ok(None);
         }
         let mut held = std::mem::take(&mut self.buffer);
