@@ -10,6 +10,9 @@ use super::{
 
 /// Changes below this are nobody's.
 const SMALLEST: f64 = 0.05;
+/// ... and below this, where two rounds or fewer do not tell how far they lie apart.
+const SMALLEST_OF_FEW: f64 = 0.2;
+const FEW: usize = 2;
 
 /// A number of waylay's that changed.
 #[derive(Debug, PartialEq)]
@@ -66,7 +69,9 @@ fn change(before: &Results, now: &Results, (case, system, name): (&str, &str, &s
         return None;
     }
     let factor = if metric::more_is_better(name) { ratio } else { 1.0 / ratio };
-    let noise = then.noise().max(current.noise()).max(SMALLEST);
+    let rounds = [before, now].map(|results| results.count(case, system, name)).into_iter().min().unwrap_or(0);
+    let smallest = if rounds <= FEW { SMALLEST_OF_FEW } else { SMALLEST };
+    let noise = then.noise().max(current.noise()).max(smallest);
     ((factor - 1.0).abs() > noise).then(|| Change { what: format!("{case} {system} {name}"), factor })
 }
 
@@ -102,6 +107,17 @@ mod tests {
                 Some(expected) => assert!((factors[0] - expected).abs() < 1e-9, "{factors:?}"),
             }
         }
+    }
+
+    #[test]
+    fn of_few_rounds_only_a_large_change_is_told() {
+        let of = |rate: f64| {
+            let mut results = Results::default();
+            results.push("c", "waylay", 0, &[(metric::PER_SECOND, rate)]);
+            results
+        };
+        assert!(changes(&of(100.0), &of(85.0)).is_empty());
+        assert_eq!(changes(&of(100.0), &of(75.0)).len(), 1);
     }
 
     #[test]

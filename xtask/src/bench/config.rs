@@ -148,8 +148,9 @@ pub fn waylay(folder: &Path, flavour: Flavour, group: &str, size: Size) -> Strin
         + &size.each(Dimension::Hosts, |number| {
             host(&format!("h{number}"), &format!("h{number}.local"), row("prefix: /", "c").trim_end())
         });
+    let limits = flavour.limits();
     let cluster = |name: &str, port: u16| {
-        format!("  - {{name: {name}, type: static, endpoints: [127.0.0.1:{port}], circuit_breakers: {LIMITS}}}\n")
+        format!("  - {{name: {name}, type: static, endpoints: [127.0.0.1:{port}], circuit_breakers: {limits}}}\n")
     };
     let mut clusters: String = [("a", 9001), ("b", 9002), ("c", 9003), ("bulk", 9100), ("sink", 9101)]
         .map(|(name, port)| cluster(name, port))

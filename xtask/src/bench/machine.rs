@@ -93,6 +93,13 @@ pub fn locked_version(lock: &Path, package: &str) -> Option<String> {
     rest.split('"').next().map(str::to_owned)
 }
 
+/// The first word that looks like a version, of what programs say of themselves.
+pub fn version_in(text: &str) -> Option<String> {
+    let words = text.split(|c: char| c.is_whitespace() || c == '/').map(|word| word.trim_start_matches('v'));
+    let mut versions = words.filter(|word| word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.'));
+    versions.next().map(|word| word.trim_end_matches([',', ')']).to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,6 +112,21 @@ mod tests {
         for (allowed, expected) in cases {
             let cpus = pick(allowed, pairs);
             assert_eq!((cpus.load, cpus.proxy), expected, "{allowed:?}");
+        }
+    }
+
+    #[test]
+    fn a_version_is_found_in_whatever_a_program_says() {
+        let cases = [
+            ("envoy  version: 9e55809/1.40.0/Clean/RELEASE/BoringSSL", Some("1.40.0")),
+            ("HAProxy version 2.6.12-1+deb12u4 2026/10/17 - https://x", Some("2.6.12-1+deb12u4")),
+            ("nginx version: nginx/1.22.1", Some("1.22.1")),
+            ("wrk debian/4.1.0-3+b2 [epoll]", Some("4.1.0-3+b2")),
+            ("iptables v1.8.9 (nf_tables)", Some("1.8.9")),
+            ("usage", None),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(version_in(text).as_deref(), expected, "{text}");
         }
     }
 

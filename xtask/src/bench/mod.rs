@@ -192,12 +192,7 @@ fn versions(programs: &Programs) -> Vec<(String, String)> {
     let asked = |program: Option<PathBuf>, arguments: &[&str]| -> Option<String> {
         let output = shell::output(shell::command(program?).args(arguments)).ok()?;
         let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
-        let line = text.lines().map(str::trim).find(|line| !line.is_empty())?;
-        // A path says where it was built, not what it is.
-        let words = line
-            .split_whitespace()
-            .map(|word| word.rsplit('/').next().filter(|_| word.starts_with('/')).unwrap_or(word));
-        Some(words.take(6).collect::<Vec<_>>().join(" "))
+        machine::version_in(&text)
     };
     let mut versions = vec![("waylay", asked(Some(programs.waylay.clone()), &["--version"]))];
     versions.push(("envoy", asked(Peer::Envoy.program().ok(), &["--version"])));

@@ -41,19 +41,24 @@ impl Folder {
         write_plots(&self.0, results)
     }
 
-    /// Makes `docs/benchmarks.md` and its plots from a run.
+    /// Makes `docs/benchmarks.md`, its plots and the README's table from a run.
     pub fn publish(&self, results: &Results) -> Result<()> {
         let docs = shell::root().join("docs");
         let plots = docs.join("benchmarks");
         fs::create_dir_all(&plots).with_context(|| format!("cannot make {}", plots.display()))?;
         write_plots(&plots, results)?;
-        let page = docs.join("benchmarks.md");
-        let text = fs::read_to_string(&page).with_context(|| format!("cannot read {}", page.display()))?;
         let images: Vec<_> = plot::all(results).into_iter().map(|(name, _)| name).collect();
-        fs::write(&page, report::published(&text, results, &images)?)?;
-        eprintln!("written: {}", page.display());
-        Ok(())
+        rewrite(&docs.join("benchmarks.md"), |page| report::published(page, results, &images))?;
+        rewrite(&shell::root().join("README.md"), |page| report::in_short(page, results, &images))
     }
+}
+
+fn rewrite(page: &Path, change: impl FnOnce(&str) -> Result<String>) -> Result<()> {
+    let text = fs::read_to_string(page).with_context(|| format!("cannot read {}", page.display()))?;
+    let text = change(&text).with_context(|| format!("cannot write into {}", page.display()))?;
+    fs::write(page, text).with_context(|| format!("cannot write {}", page.display()))?;
+    eprintln!("written: {}", page.display());
+    Ok(())
 }
 
 fn write_plots(folder: &Path, results: &Results) -> Result<()> {

@@ -10,7 +10,9 @@ use super::{
     targets::TARGETS,
 };
 
-/// In `docs/benchmarks.md`, what a run writes stands between these.
+/// Plots that the README shows.
+const SHORT: [&str; 2] = ["requests", "cpu"];
+/// In `docs/benchmarks.md` and in the README, what a run writes stands between these.
 const BEGIN: &str = "<!-- measured: written by `cargo xtask bench --publish` -->";
 const END: &str = "<!-- end of measured -->";
 
@@ -23,7 +25,7 @@ pub fn targets_table(results: &Results) -> String {
                 let met = if target.bound.holds(spread.median) { "yes" } else { "**no**" };
                 (format!("{}{} ({})", number(spread.median), target.unit, extremes(spread)), met)
             }
-            None => ("not measured".to_owned(), "-"),
+            None => (target.absent().unwrap_or("not measured").to_owned(), "-"),
         };
         let bound = target.bound.shown(target.unit);
         row(&mut text, &[target.work, target.compared, &bound, &measured, met]);
@@ -134,14 +136,31 @@ fn case_table(results: &Results, case: &str) -> String {
 
 /// `docs/benchmarks.md` with what a run measured in place of what an earlier one did.
 pub fn published(page: &str, results: &Results, images: &[String]) -> Result<String> {
-    let (before, rest) =
-        page.split_once(BEGIN).with_context(|| format!("docs/benchmarks.md lacks the line {BEGIN}"))?;
-    let (_, after) = rest.split_once(END).with_context(|| format!("docs/benchmarks.md lacks the line {END}"))?;
     let plots: String = images.iter().map(|name| format!("![{name}](benchmarks/{name}.svg)\n\n")).collect();
     let measured = whole(results);
     // The plots stand after the promises.
     let (top, tables) = measured.split_once("\n## All measurements").unwrap_or((&measured, ""));
-    Ok(format!("{before}{BEGIN}\n\n{top}\n## Plots\n\n{plots}## All measurements{tables}\n{END}{after}"))
+    replaced(page, &format!("{top}\n## Plots\n\n{plots}## All measurements{tables}"))
+}
+
+/// The README with the promises and the plots that say most.
+pub fn in_short(readme: &str, results: &Results, images: &[String]) -> Result<String> {
+    let plots = SHORT.iter().filter(|name| images.iter().any(|image| image == *name));
+    let plots: String = plots.map(|name| format!("![{name}](docs/benchmarks/{name}.svg)\n\n")).collect();
+    let machine = &results.machine;
+    let table = targets_table(results);
+    let told = format!(
+        "{plots}Measured on {}, {} CPUs, {}; {}.\n\n{table}",
+        machine.kernel, machine.cpus, machine.time, machine.pinning
+    );
+    replaced(readme, &told)
+}
+
+/// Puts `measured` between the marks of a page.
+fn replaced(page: &str, measured: &str) -> Result<String> {
+    let (before, rest) = page.split_once(BEGIN).with_context(|| format!("it lacks the line {BEGIN}"))?;
+    let (_, after) = rest.split_once(END).with_context(|| format!("it lacks the line {END}"))?;
+    Ok(format!("{before}{BEGIN}\n\n{measured}\n{END}{after}"))
 }
 
 #[cfg(test)]

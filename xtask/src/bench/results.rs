@@ -95,6 +95,10 @@ impl Results {
         Spread::of(&self.rounds(case, system, metric).into_values().collect::<Vec<_>>())
     }
 
+    pub fn count(&self, case: &str, system: &str, metric: &str) -> usize {
+        self.rounds(case, system, metric).len()
+    }
+
     pub fn median(&self, case: &str, system: &str, metric: &str) -> Option<f64> {
         self.spread(case, system, metric).map(|spread| spread.median)
     }

@@ -20,10 +20,6 @@ pub enum Flavour {
     Transparent,
     /// ... and chooses the endpoint itself, where listeners need no bytes.
     Kernel,
-    /// ... and bytes between client and agent go around TCP.
-    ShortcutClient,
-    /// ... also those between agent and local endpoints.
-    ShortcutBoth,
     /// The kernel takes the connections of pods.
     Pods,
     /// Takes what goes to one port of [`ELSEWHERE`] to another server of this namespace; for the cost of connect(2).
@@ -40,8 +36,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
 impl Flavour {
     /// Those that serve the cases of traffic.
-    pub const SERVING: [Self; 6] =
-        [Self::Explicit, Self::Transparent, Self::Kernel, Self::ShortcutClient, Self::ShortcutBoth, Self::Logged];
+    pub const SERVING: [Self; 4] = [Self::Explicit, Self::Transparent, Self::Kernel, Self::Logged];
 
     /// The system's name in results.
     pub fn id(self) -> &'static str {
@@ -50,8 +45,6 @@ impl Flavour {
             Self::Logged => "waylay-logged",
             Self::Transparent => "waylay-transparent",
             Self::Kernel => "waylay-kernel",
-            Self::ShortcutClient => "waylay-shortcut",
-            Self::ShortcutBoth => "waylay-shortcut-both",
             Self::Pods => "waylay-pods",
             Self::Redirecting => "waylay-redirecting",
         }
@@ -68,8 +61,6 @@ impl Flavour {
             Self::Logged => 7500,
             Self::Transparent => 7600,
             Self::Kernel => 7700,
-            Self::ShortcutClient => 7800,
-            Self::ShortcutBoth => 7900,
             Self::Pods => 8400,
             Self::Redirecting => 8500,
         }
@@ -95,8 +86,14 @@ impl Flavour {
                 "intercept: {{cgroup: {group}, outbound: {{include: [{{cidr: {ELSEWHERE}/32}}]}}, pods: {{runtimes: [\"docker://{}\"]}}}}\n",
                 folder.join("runtime.sock").display()
             ),
-            Self::ShortcutClient => format!("intercept: {{cgroup: {group}, shortcut: client}}\n"),
-            Self::ShortcutBoth => format!("intercept: {{cgroup: {group}, shortcut: both}}\n"),
+        }
+    }
+
+    /// Limits of connections and requests that no case comes near; a listener that the kernel dispatches has none.
+    pub fn limits(self) -> &'static str {
+        match self {
+            Self::Kernel => "{}",
+            _ => "{max_connections: 20000, max_pending_requests: 20000, max_requests: 20000}",
         }
     }
 
