@@ -3,9 +3,10 @@
 //! Written by the signal handler; read by every worker and connection.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 /// Where the agent is in its life.
@@ -26,20 +27,20 @@ pub enum Phase {
 #[derive(Clone, Debug)]
 pub struct Drain {
     phase: watch::Receiver<Phase>,
-    open: Arc<watch::Sender<usize>>,
+    open: Arc<OpenCount>,
 }
 
 /// Moves the phase on; the main thread has the only one.
 #[derive(Debug)]
 pub struct DrainControl {
     phase: watch::Sender<Phase>,
-    open: Arc<watch::Sender<usize>>,
+    open: Arc<OpenCount>,
 }
 
 /// An agent that serves, and the control to end it.
 pub fn channel() -> (DrainControl, Drain) {
     let (phase, receiver) = watch::channel(Phase::Serving);
-    let open = Arc::new(watch::Sender::new(0));
+    let open = Arc::new(OpenCount::default());
     (DrainControl { phase, open: open.clone() }, Drain { phase: receiver, open })
 }
 
@@ -49,10 +50,9 @@ impl DrainControl {
     pub async fn drain(&self, timeout: Duration) -> usize {
         let deadline = Instant::now() + timeout;
         self.phase.send_replace(Phase::Draining { deadline });
-        let mut open = self.open.subscribe();
-        let finished = tokio::time::timeout_at(deadline, open.wait_for(|open| *open == 0)).await;
+        let finished = tokio::time::timeout_at(deadline, self.open.none()).await;
         self.phase.send_replace(Phase::Closing);
-        if finished.is_ok() { 0 } else { *self.open.borrow() }
+        if finished.is_ok() { 0 } else { self.open.count.load(SeqCst) }
     }
 
     /// Closes everything at once.
@@ -62,8 +62,7 @@ impl DrainControl {
 
     /// Waits until nothing is open any more, after the forced close: long enough for records to be written.
     pub async fn closed(&self, timeout: Duration) {
-        let mut open = self.open.subscribe();
-        let _ = tokio::time::timeout(timeout, open.wait_for(|open| *open == 0)).await;
+        let _ = tokio::time::timeout(timeout, self.open.none()).await;
     }
 }
 
@@ -93,18 +92,43 @@ impl Drain {
 
     /// Counts one open connection until the guard is dropped.
     pub fn open(&self) -> Open {
-        self.open.send_modify(|open| *open += 1);
+        self.open.count.fetch_add(1, SeqCst);
         Open(self.open.clone())
     }
 }
 
 /// One open connection.
 #[derive(Debug)]
-pub struct Open(Arc<watch::Sender<usize>>);
+pub struct Open(Arc<OpenCount>);
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.send_modify(|open| *open -= 1);
+        if self.0.count.fetch_sub(1, SeqCst) == 1 {
+            self.0.none.notify_waiters();
+        }
+    }
+}
+
+/// How many connections are open. Every connection of every worker changes it, so it is one number and no lock.
+#[derive(Debug, Default)]
+struct OpenCount {
+    count: AtomicUsize,
+    /// Told whenever the count falls to zero.
+    none: Notify,
+}
+
+impl OpenCount {
+    /// Resolves when nothing is open.
+    async fn none(&self) {
+        loop {
+            // Before the look at the count: whoever closes the last connection afterwards is heard.
+            let mut none = std::pin::pin!(self.none.notified());
+            none.as_mut().enable();
+            if self.count.load(SeqCst) == 0 {
+                return;
+            }
+            none.await;
+        }
     }
 }
 

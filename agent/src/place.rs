@@ -106,7 +106,10 @@ impl Place {
 
     /// Resolves once the workload is gone; never for the agent's own namespace.
     pub async fn gone(&self) {
-        self.gone.wait().await;
+        match self.inside {
+            None => std::future::pending().await,
+            Some(_) => _ = self.gone.wait().await,
+        }
     }
 
     /// Whether the workload is gone.

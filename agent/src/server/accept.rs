@@ -12,11 +12,12 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::{LocalSet, spawn_local};
+use tokio::task::spawn_local;
 
 use crate::addr::ClientAddr;
-use crate::listener::Listener;
+use crate::listener::{Listener, TrafficDirection};
 use crate::pipeline::{self, Accepted};
 use crate::place::Place;
 use crate::snapshot::Snapshot;
@@ -54,12 +55,21 @@ impl WorkerThread {
     /// # Errors
     /// No thread or no runtime to be had.
     pub fn start(index: usize, shared: Arc<Shared>) -> io::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (commands, inbox) = mpsc::unbounded_channel();
+        let (built, outcome) = std::sync::mpsc::sync_channel(1);
         let thread = std::thread::Builder::new().name(format!("waylay-worker-{index}")).spawn(move || {
+            // A runtime that runs local tasks itself cannot leave its thread.
+            let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+            let runtime = match runtime {
+                Ok(runtime) => runtime,
+                Err(error) => return drop(built.send(Err(error))),
+            };
+            // Whoever started this thread waits for it.
+            let _ = built.send(Ok(()));
             let worker = Rc::new(Worker::new(index, shared));
-            LocalSet::new().block_on(&runtime, run(worker, inbox));
+            runtime.block_on(run(worker, inbox));
         })?;
+        outcome.recv().unwrap_or_else(|_| Err(io::Error::other("the worker's thread ended before it began")))?;
         Ok(Self { commands, thread })
     }
 
@@ -146,6 +156,7 @@ async fn accept(
             return;
         }
     };
+    let own = own_address(&listener);
     let mut batch = 0;
     loop {
         let accepted = tokio::select! {
@@ -154,7 +165,7 @@ async fn accept(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, client)) => begin(stream, client, key, &place, &worker),
+            Ok((stream, client)) => begin(stream, client, key, own, &place, &worker),
             Err(error) => failed(&error, key, &worker).await,
         }
         batch += 1;
@@ -166,11 +177,16 @@ async fn accept(
     if let Ok(listener) = listener.into_std() {
         while let Ok((stream, client)) = listener.accept() {
             match into_tokio(stream) {
-                Ok(stream) => begin(stream, client, key, &place, &worker),
+                Ok(stream) => begin(stream, client, key, own, &place, &worker),
                 Err(error) => tracing::warn!(%error, "a connection in the accept queue is lost"),
             }
         }
     }
+}
+
+/// The address that connections to `listener` have at this end, unless it is any address of the host.
+fn own_address(listener: &TcpListener) -> Option<SocketAddr> {
+    listener.local_addr().ok().filter(|address| !address.ip().is_unspecified())
 }
 
 fn into_tokio(stream: StdStream) -> io::Result<TcpStream> {
@@ -179,15 +195,24 @@ fn into_tokio(stream: StdStream) -> io::Result<TcpStream> {
 }
 
 /// Starts to serve a connection with the configuration of this moment.
-fn begin(stream: TcpStream, client: SocketAddr, key: SocketAddr, place: &Arc<Place>, worker: &Rc<Worker>) {
+fn begin(
+    stream: TcpStream,
+    client: SocketAddr,
+    key: SocketAddr,
+    own: Option<SocketAddr>,
+    place: &Arc<Place>,
+    worker: &Rc<Worker>,
+) {
     let snapshot = worker.shared.snapshot.load_full();
-    // Both fail only when the connection is gone already.
-    let local = stream.local_addr().unwrap_or(key);
-    let _ = stream.set_nodelay(true);
     let Some(listener) = listener(&snapshot, key) else {
         // The configuration without the listener is in force, and its socket about to be closed.
         reset_on_drop(&stream);
         return;
+    };
+    let local = match (own, listener.direction) {
+        (Some(own), TrafficDirection::Outbound) => own,
+        // The kernel gives what arrives to this socket whatever its address is. It fails when the connection is gone.
+        _ => stream.local_addr().unwrap_or(key),
     };
     let open = worker.shared.drain.open();
     let accepted =

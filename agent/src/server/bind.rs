@@ -212,6 +212,8 @@ fn socket(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     socket.set_reuse_address(true)?;
+    // Accepted sockets inherit it.
+    socket.set_tcp_nodelay(true)?;
     if address.is_ipv6() {
         // Each family has its own listener, or the other one's address would seem taken.
         socket.set_only_v6(true)?;
