@@ -23,7 +23,8 @@ use crate::listener::filter::peek::rearm;
 use crate::listener::{HandOff, Listener, NetworkFilter, TrafficDirection};
 use crate::place::{Behalf, Place};
 use crate::snapshot::Snapshot;
-use crate::tcp::{self, proxy::Job, reset_on_drop};
+use crate::tcp::proxy::{Job, Proxying};
+use crate::tcp::{self, Splicing, reset_on_drop};
 use crate::telemetry::ResponseFlags;
 use crate::telemetry::metric::Active;
 use crate::telemetry::record::{ConnectionInfo, ConnectionRecord, Recording};
@@ -69,29 +70,76 @@ impl Refusal {
 }
 
 /// Serves one connection, from accept to close.
+///
+/// Its memory is that of a connection which is only open, so what it takes to get there is in memory of its own, and given
+/// back: [`prepare`] for all, and the connection manager for those that need it.
 pub async fn serve(accepted: Accepted, worker: Rc<Worker>) {
     let mut record = Recording::new(accepted.record(&worker), worker.shared.records.clone());
     let _total = Active::new(&worker.shared.runtime.stats.server.total_connections);
+    let served = match Box::pin(prepare(accepted, &mut record, &worker)).await {
+        Ok(Prepared { open: _open, counted, job: ConnectionJob::Tcp(proxying) }) => {
+            proxying.run(&counted.listener.stats, &mut record, &worker).await;
+            Ok(())
+        }
+        Ok(Prepared { open: _open, counted, job: ConnectionJob::Http(job) }) => {
+            Box::pin(http(*job, &counted.listener.stats, &mut record, &worker)).await
+        }
+        Ok(Prepared { job: ConnectionJob::Over, .. }) => Ok(()),
+        Err(refusal) => Err(refusal),
+    };
+    if let Err(refusal) = served {
+        record.flags.insert(refusal.flags);
+        record.details = Some(refusal.details);
+    }
+}
+
+/// A connection of which is known what serves it.
+struct Prepared {
+    open: Open,
+    counted: Counted,
+    job: ConnectionJob,
+}
+
+/// What serves it.
+enum ConnectionJob {
+    /// The TCP proxy, connected to an endpoint.
+    Tcp(Proxying),
+    /// The connection manager.
+    Http(Box<HttpJob>),
+    /// Nobody any more: the record says why.
+    Over,
+}
+
+/// What the connection manager serves.
+struct HttpJob {
+    stream: TcpStream,
+    context: ConnectionContext,
+    manager: Arc<HttpConnectionManager>,
+}
+
+/// From accept to where only bytes or requests are left to be handed on.
+async fn prepare(
+    accepted: Accepted,
+    record: &mut Recording<ConnectionRecord>,
+    worker: &Rc<Worker>,
+) -> Result<Prepared, Refusal> {
     let mut behalf = accepted.behalf();
     let arrival = tokio::select! {
-        arrival = resolve(&accepted, &worker) => arrival,
+        biased;
+        arrival = resolve(&accepted, worker) => arrival,
         reason = behalf.cut(&worker.shared.drain) => Err(Refusal::new(ResponseFlags::LOCAL_RESET, reason)),
     };
-    let served = match arrival {
+    match arrival {
         Ok(arrival) => {
             behalf.original_dst = arrival.original_dst;
             record.info.original_dst = arrival.original_dst;
             record.info.process = arrival.process;
-            route(accepted, &behalf, &mut record, &worker).await
+            route(accepted, behalf, record, worker).await
         }
         Err(refusal) => {
             reset_on_drop(&accepted.stream);
             Err(refusal)
         }
-    };
-    if let Err(refusal) = served {
-        record.flags.insert(refusal.flags);
-        record.details = Some(refusal.details);
     }
 }
 
@@ -191,22 +239,22 @@ async fn redirected(accepted: &Accepted, worker: &Worker) -> Result<Arrival, Ref
     Ok(Arrival { original_dst, process: Some(Arc::new(handover.process)) })
 }
 
-/// From the original destination to the end: listener, filter chain, network filter.
+/// From the original destination to the network filter: listener, filter chain.
 async fn route(
     accepted: Accepted,
-    behalf: &Behalf,
+    behalf: Behalf,
     record: &mut Recording<ConnectionRecord>,
     worker: &Rc<Worker>,
-) -> Result<(), Refusal> {
-    let Accepted { stream, client, local, listener: accepting, snapshot, open: _open, place: _ } = accepted;
+) -> Result<Prepared, Refusal> {
+    let Accepted { stream, client, local, listener: accepting, snapshot, open, place: _ } = accepted;
     let destination = behalf.original_dst.unwrap_or_else(|| OrigDstAddr::new(local));
     let (listener, _) = snapshot.listeners.dispatch(&accepting, destination);
     record.info.listener = Some(listener.name.clone());
-    let _counted = Counted::new(&listener.stats, behalf.stats());
+    let counted = Counted::new(listener, &behalf);
 
     let mut facts = ConnectionFacts::raw(destination, client);
     let Detection { findings, early, server_first, readiness } =
-        match detect::detect(&stream, listener, &facts, behalf, worker).await {
+        match detected(&stream, listener, &facts, &behalf, worker).await {
             Ok(detection) => detection,
             Err(ended) => {
                 reset_on_drop(&stream);
@@ -230,35 +278,45 @@ async fn route(
         return Err(Refusal::new(ResponseFlags::NO_ROUTE, "filter_chain_not_found"));
     };
     record.info.filter_chain = Some(chain.label().into());
-    match &chain.filter {
+    let job = match &chain.filter {
         NetworkFilter::Tcp(tcp) => {
             let early = early.filter(|early| early.serves(chain));
-            let job = Job { tcp, behalf, early, stats: &listener.stats };
-            tcp::proxy::serve(stream, job, record, worker).await;
+            let job = Job { tcp, behalf, early, splicing: Splicing::Allowed };
+            tcp::proxy::begin(stream, job, record, worker).await.map_or(ConnectionJob::Over, ConnectionJob::Tcp)
         }
         NetworkFilter::Http(manager) => {
             drop(early);
-            let context = ConnectionContext {
-                info: record.info.clone(),
-                behalf: behalf.clone(),
-                snapshot: snapshot.clone(),
-                detected: findings.detected,
-            };
-            http(stream, context, manager, &listener.stats, record, worker).await?;
+            let manager = manager.clone();
+            let context =
+                ConnectionContext { info: record.info.clone(), behalf, snapshot, detected: findings.detected };
+            ConnectionJob::Http(Box::new(HttpJob { stream, context, manager }))
         }
+    };
+    Ok(Prepared { open, counted, job })
+}
+
+/// Looks at the first bytes, if anybody wants to. In memory of its own, which it gives back: the task lives on without it.
+async fn detected(
+    stream: &TcpStream,
+    listener: &Listener,
+    facts: &ConnectionFacts,
+    behalf: &Behalf,
+    worker: &Rc<Worker>,
+) -> Result<Detection, detect::Ended> {
+    if listener.listener_filters.is_empty() {
+        return Ok(Detection::none());
     }
-    Ok(())
+    Box::pin(detect::detect(stream, listener, facts, behalf, worker)).await
 }
 
 /// Hands the connection to the connection manager and takes over into the record how it ended.
 async fn http(
-    stream: TcpStream,
-    context: ConnectionContext,
-    manager: &Arc<HttpConnectionManager>,
+    job: HttpJob,
     stats: &ListenerStats,
     record: &mut ConnectionRecord,
     worker: &Rc<Worker>,
 ) -> Result<(), Refusal> {
+    let HttpJob { stream, context, manager } = job;
     let behalf = context.behalf.clone();
     let cut = async {
         let reason = behalf.cut(&worker.shared.drain).await;
@@ -266,7 +324,7 @@ async fn http(
         reason
     };
     let end = tokio::select! {
-        end = http::connection::serve(stream, context, manager.clone(), worker.clone()) => end,
+        end = http::connection::serve(stream, context, manager, worker.clone()) => end,
         reason = cut => return Err(Refusal::new(ResponseFlags::LOCAL_RESET, reason)),
     };
     stats.downstream_cx_rx_bytes_total.add(end.bytes_received);
@@ -284,30 +342,51 @@ async fn http(
 }
 
 /// Counts a connection in the statistics of the listener that serves it, and of its pod, until it is dropped.
-struct Counted<'a> {
-    stats: &'a ListenerStats,
+struct Counted {
+    listener: Arc<Listener>,
+    place: Arc<Place>,
     since: Instant,
-    _active: Active<'a>,
-    _active_of_pod: Option<Active<'a>>,
 }
 
-impl<'a> Counted<'a> {
-    fn new(stats: &'a ListenerStats, pod: Option<&'a PodStats>) -> Self {
-        stats.downstream_cx_total.inc();
-        if let Some(pod) = pod {
+impl Counted {
+    fn new(listener: &Arc<Listener>, behalf: &Behalf) -> Self {
+        let counted = Self { listener: listener.clone(), place: behalf.place.clone(), since: Instant::now() };
+        listener.stats.downstream_cx_total.inc();
+        listener.stats.downstream_cx_active.inc();
+        if let Some(pod) = counted.pod() {
             pod.downstream_cx_total.inc();
+            pod.downstream_cx_active.inc();
         }
-        Self {
-            stats,
-            since: Instant::now(),
-            _active: Active::new(&stats.downstream_cx_active),
-            _active_of_pod: pod.map(|pod| Active::new(&pod.downstream_cx_active)),
-        }
+        counted
+    }
+
+    fn pod(&self) -> Option<&PodStats> {
+        self.place.traffic().map(|traffic| traffic.of(self.listener.direction))
     }
 }
 
-impl Drop for Counted<'_> {
+impl Drop for Counted {
     fn drop(&mut self) {
-        self.stats.downstream_cx_length.observe(self.since.elapsed());
+        if let Some(pod) = self.pod() {
+            pod.downstream_cx_active.dec();
+        }
+        self.listener.stats.downstream_cx_active.dec();
+        self.listener.stats.downstream_cx_length.observe(self.since.elapsed());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size_of_future<F: Future>(_: impl FnOnce(Accepted, Rc<Worker>) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_connection_takes_little_memory() {
+        // The task of every connection that is open, whatever it does at the moment.
+        let bytes = size_of_future(serve);
+        assert!(bytes <= 2304, "{bytes} bytes");
     }
 }

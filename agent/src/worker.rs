@@ -21,6 +21,7 @@ use crate::http::request_id::RequestIds;
 use crate::kernel::Kernel;
 use crate::place::Place;
 use crate::snapshot::{Runtime, Snapshot};
+use crate::tcp::pipes::Pipes;
 use crate::telemetry::record::RecordSink;
 use crate::timer::{Timers, WallClock};
 use crate::workload::Workloads;
@@ -220,6 +221,8 @@ pub struct Worker {
     pub request_ids: RequestIds,
     /// What time it is for people.
     pub wall: WallClock,
+    /// For bytes that are spliced.
+    pub pipes: Pipes,
     random: RefCell<SmallRng>,
     scratch: RefCell<Box<[u8]>>,
 }
@@ -235,6 +238,7 @@ impl Worker {
             timers: Timers::default(),
             request_ids: RequestIds::default(),
             wall: WallClock::default(),
+            pipes: Pipes::default(),
             random: RefCell::new(SmallRng::from_rng(&mut rand::rng())),
             scratch: RefCell::new(vec![0; SCRATCH_BYTES].into_boxed_slice()),
         }

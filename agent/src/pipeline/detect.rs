@@ -48,6 +48,13 @@ pub struct Detection {
     pub readiness: Readiness,
 }
 
+impl Detection {
+    /// Nobody wanted to know anything.
+    pub fn none() -> Self {
+        Self { findings: Findings::default(), early: None, server_first: false, readiness: Readiness::Known }
+    }
+}
+
 /// See [`peek`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Readiness {
@@ -122,8 +129,7 @@ pub async fn detect(
 ) -> Result<Detection, Ended> {
     let inspection = RefCell::new(Inspection::new(&listener.listener_filters));
     if inspection.borrow().is_decided() {
-        let findings = Findings::default();
-        return Ok(Detection { findings, early: None, server_first: false, readiness: Readiness::Known });
+        return Ok(Detection::none());
     }
     let stats = &listener.stats;
     let _detecting = Active::new(&stats.downstream_pre_cx_active);

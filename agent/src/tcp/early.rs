@@ -10,6 +10,7 @@ use std::sync::Arc;
 use tokio::task::JoinHandle;
 
 use super::proxy::{Connected, Failure, cluster_of, connect_to};
+use crate::cluster::connect::FirstWord;
 use crate::cluster::{Cluster, ClusterSpecifier};
 use crate::listener::chain::FilterChain;
 use crate::listener::filter::peek;
@@ -53,7 +54,9 @@ impl Early {
         listener.stats.detection_early_cx_total.inc();
         let (worker, target, attempts) = (worker.clone(), cluster.clone(), tcp.max_connect_attempts);
         let behalf = behalf.clone();
-        let connecting = tokio::task::spawn_local(async move { connect_to(&worker, target, &behalf, attempts).await });
+        let connecting = tokio::task::spawn_local(async move {
+            connect_to(&worker, target, &behalf, attempts, FirstWord::Unknown).await
+        });
         Some(Self {
             chain: chain.clone(),
             cluster,

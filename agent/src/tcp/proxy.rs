@@ -5,15 +5,16 @@
 
 use std::sync::Arc;
 
+use futures_util::FutureExt;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::early::Early;
 use super::pump::{self, End, Limits, Moved};
-use super::reset_on_drop;
+use super::{Splicing, reset_on_drop};
 use crate::addr::EndpointAddr;
-use crate::cluster::connect::{ConnectError, Upstream, connect};
+use crate::cluster::connect::{ConnectError, FirstWord, Upstream, connect_for};
 use crate::cluster::endpoint::Endpoint;
 use crate::cluster::select::{SelectError, select};
 use crate::cluster::{Cluster, ClusterSpecifier};
@@ -51,37 +52,59 @@ pub struct Job<'a> {
     /// The network filter.
     pub tcp: &'a TcpProxy,
     /// On whose behalf the agent connects.
-    pub behalf: &'a Behalf,
+    pub behalf: Behalf,
     /// A connection that was opened while the client was silent, to this very chain's cluster.
     pub early: Option<Early>,
-    /// Of the listener that serves it.
-    pub stats: &'a ListenerStats,
+    /// Whether its bytes may be spliced.
+    pub splicing: Splicing,
 }
 
-/// Serves `client` to its end and fills in `record`.
-pub async fn serve(client: TcpStream, job: Job<'_>, record: &mut ConnectionRecord, worker: &Worker) {
-    let deadline = job.tcp.max_downstream_connection_duration.map(|duration| Instant::now() + duration);
-    let (drain, behalf) = (worker.shared.drain.clone(), job.behalf.clone());
-    let served = tokio::select! {
-        biased;
-        served = proxy(&client, job, record, worker, deadline) => served,
-        reason = behalf.cut(&drain) => Err((ResponseFlags::LOCAL_RESET, reason.to_owned())),
-    };
-    if let Err((flags, details)) = served {
-        reset_on_drop(&client);
-        record.flags.insert(flags);
-        record.details = Some(details);
-    }
+/// A connection that is connected to an endpoint: only bytes are left to be handed on.
+pub struct Proxying {
+    client: TcpStream,
+    connected: Connected,
+    behalf: Behalf,
+    limits: Limits,
+    splicing: Splicing,
 }
 
-async fn proxy(
-    client: &TcpStream,
+/// Connects to an endpoint for `client`. `None`: that failed, `record` says why, and the client is reset.
+pub async fn begin(
+    client: TcpStream,
     job: Job<'_>,
     record: &mut ConnectionRecord,
     worker: &Worker,
-    deadline: Option<Instant>,
-) -> Result<(), (ResponseFlags, String)> {
-    let Job { tcp, behalf, early, stats } = job;
+) -> Option<Proxying> {
+    let Job { tcp, behalf, early, splicing } = job;
+    let deadline = tcp.max_downstream_connection_duration.map(|duration| Instant::now() + duration);
+    let connected = tokio::select! {
+        biased;
+        connected = connected(&client, tcp, &behalf, early, record, worker) => connected,
+        reason = behalf.cut(&worker.shared.drain) => Err((ResponseFlags::LOCAL_RESET, reason.to_owned())),
+    };
+    match connected {
+        Ok(connected) => {
+            record.endpoint = Some(connected.endpoint.address);
+            let limits = Limits { idle: tcp.idle_timeout, deadline };
+            Some(Proxying { client, connected, behalf, limits, splicing })
+        }
+        Err((flags, details)) => {
+            reset_on_drop(&client);
+            record.flags.insert(flags);
+            record.details = Some(details);
+            None
+        }
+    }
+}
+
+async fn connected(
+    client: &TcpStream,
+    tcp: &TcpProxy,
+    behalf: &Behalf,
+    early: Option<Early>,
+    record: &mut ConnectionRecord,
+    worker: &Worker,
+) -> Result<Connected, (ResponseFlags, String)> {
     let cluster = match &early {
         Some(early) => early.cluster().clone(),
         None => cluster_of(&tcp.cluster, worker).map_err(|failure| (failure.flags, failure.details))?,
@@ -91,7 +114,10 @@ async fn proxy(
     let connecting = async {
         match early {
             Some(early) => early.connected().await,
-            None => connect_to(worker, cluster, behalf, tcp.max_connect_attempts).await,
+            None => {
+                let first = first_word(client).await;
+                connect_to(worker, cluster, behalf, tcp.max_connect_attempts, first).await
+            }
         }
     };
     let connected = tokio::select! {
@@ -103,36 +129,60 @@ async fn proxy(
             return Err((ResponseFlags::DOWNSTREAM_TERMINATION, "client reset before the endpoint answered".to_owned()));
         }
     };
-    let Connected { cluster, endpoint, upstream } = match connected {
-        Ok(connected) => connected,
-        Err(failure) => {
-            record.endpoint = failure.endpoint;
-            return Err((failure.flags, failure.details));
+    connected.map_err(|failure| {
+        record.endpoint = failure.endpoint;
+        (failure.flags, failure.details)
+    })
+}
+
+impl Proxying {
+    /// Hands on bytes to the end and fills in `record`; counts them in `stats`, of the listener that serves it.
+    pub async fn run(&self, stats: &ListenerStats, record: &mut ConnectionRecord, worker: &Worker) {
+        let Self { client, connected: Connected { cluster, upstream, .. }, behalf, limits, splicing } = self;
+        let pod = behalf.stats();
+        let account = |moved: Moved| {
+            record.bytes_received += moved.from_client;
+            record.bytes_sent += moved.to_client;
+            stats.downstream_cx_rx_bytes_total.add(moved.from_client);
+            stats.downstream_cx_tx_bytes_total.add(moved.to_client);
+            if let Some(pod) = pod {
+                pod.downstream_cx_rx_bytes_total.add(moved.from_client);
+                pod.downstream_cx_tx_bytes_total.add(moved.to_client);
+            }
+            cluster.stats.upstream_cx_tx_bytes_total.add(moved.to_endpoint);
+            cluster.stats.upstream_cx_rx_bytes_total.add(moved.from_endpoint);
+        };
+        let cut_short = CutShort(&upstream.stream);
+        let ended = tokio::select! {
+            biased;
+            end = pump::run(client, &upstream.stream, worker, *limits, *splicing, account) => {
+                std::mem::forget(cut_short);
+                ended(end)
+            }
+            reason = behalf.cut(&worker.shared.drain) => {
+                reset_on_drop(client);
+                drop(cut_short);
+                Some((ResponseFlags::LOCAL_RESET, reason))
+            }
+        };
+        if let Some((flags, details)) = ended {
+            record.flags.insert(flags);
+            record.details = Some(details.to_owned());
         }
-    };
-    record.endpoint = Some(endpoint.address);
-    let pod = behalf.stats();
-    let account = |moved: Moved| {
-        record.bytes_received += moved.from_client;
-        record.bytes_sent += moved.to_client;
-        stats.downstream_cx_rx_bytes_total.add(moved.from_client);
-        stats.downstream_cx_tx_bytes_total.add(moved.to_client);
-        if let Some(pod) = pod {
-            pod.downstream_cx_rx_bytes_total.add(moved.from_client);
-            pod.downstream_cx_tx_bytes_total.add(moved.to_client);
-        }
-        cluster.stats.upstream_cx_tx_bytes_total.add(moved.to_endpoint);
-        cluster.stats.upstream_cx_rx_bytes_total.add(moved.from_endpoint);
-    };
-    let limits = Limits { idle: tcp.idle_timeout, deadline };
-    let cut_short = CutShort(&upstream.stream);
-    let end = pump::run(client, &upstream.stream, worker, limits, account).await;
-    std::mem::forget(cut_short);
-    if let Some((flags, details)) = ended(end) {
-        record.flags.insert(flags);
-        record.details = Some(details.to_owned());
     }
-    Ok(())
+}
+
+/// Who speaks first to the endpoint. A client of this host has often spoken before its connection was looked at: one turn
+/// of the loop, which has to be waited for anyway, tells.
+async fn first_word(client: &TcpStream) -> FirstWord {
+    let has_spoken = || {
+        let ready = client.ready(Interest::READABLE).now_or_never();
+        matches!(ready, Some(Ok(ready)) if ready.is_readable() && !ready.is_read_closed())
+    };
+    if !has_spoken() {
+        tokio::task::yield_now().await;
+    }
+    if has_spoken() { FirstWord::Ours } else { FirstWord::Unknown }
 }
 
 /// Dropped with the pump when the agent ends: the endpoint must not take half of what the client sends for all of it.
@@ -173,24 +223,26 @@ pub async fn connect_to(
     cluster: Arc<Cluster>,
     behalf: &Behalf,
     max_attempts: u32,
+    first: FirstWord,
 ) -> Result<Connected, Failure> {
     let mut tried = Vec::new();
     loop {
         let endpoint =
             select(worker, &cluster, behalf.original_dst, &tried).map_err(|error| not_selected(&error, &tried))?;
-        tried.push(endpoint.address);
-        match connect(worker, behalf, &cluster, &endpoint).await {
+        let error = match connect_for(worker, behalf, &cluster, &endpoint, first).await {
             Ok(upstream) => return Ok(Connected { cluster, endpoint, upstream }),
-            Err(error @ ConnectError::Overflow { .. }) => {
-                return Err(not_connected(&error, ResponseFlags::UPSTREAM_OVERFLOW, endpoint.address));
-            }
-            Err(error) if tried.len() >= max_attempts.max(1) as usize => {
-                let mut flags = ResponseFlags::UPSTREAM_CONNECTION_FAILURE;
-                flags.insert(ResponseFlags::UPSTREAM_RETRY_LIMIT);
-                return Err(not_connected(&error, flags, endpoint.address));
-            }
-            Err(error) => tracing::debug!(%error, "trying another endpoint"),
+            Err(error) => error,
+        };
+        tried.push(endpoint.address);
+        if let ConnectError::Overflow { .. } = error {
+            return Err(not_connected(&error, ResponseFlags::UPSTREAM_OVERFLOW, endpoint.address));
         }
+        if tried.len() >= max_attempts.max(1) as usize {
+            let mut flags = ResponseFlags::UPSTREAM_CONNECTION_FAILURE;
+            flags.insert(ResponseFlags::UPSTREAM_RETRY_LIMIT);
+            return Err(not_connected(&error, flags, endpoint.address));
+        }
+        tracing::debug!(%error, "trying another endpoint");
     }
 }
 

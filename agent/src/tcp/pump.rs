@@ -1,23 +1,21 @@
 //! Moves bytes between two connected sockets, both ways, until both sides have ended.
 //!
 //! Before: [`super::proxy`], which connected the two. After: nothing; it reports how it ended. It must not know where
-//! the sockets came from. One task serves both directions: it waits until a socket is ready, moves what can be moved
-//! through the worker's scratch buffer, and keeps bytes of its own only while a receiver does not take them.
+//! the sockets came from. One task serves both directions: it waits until a socket is ready, and lets each
+//! [`super::direction`] move what can be moved.
 
 use std::io;
 use std::net::Shutdown;
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::{Interest, Ready};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
-use super::reset_on_drop;
+use super::direction::{Announced, Broken, Direction, Turn};
+use super::{Splicing, reset_on_drop};
 use crate::worker::Worker;
-
-/// Buffers moved in one direction before other connections of the worker get their turn: 256 KiB, some tens of
-/// microseconds.
-const MOVES_PER_TURN: usize = 4;
 
 /// When a pump gives up by itself.
 #[derive(Clone, Copy, Debug, Default)]
@@ -44,7 +42,8 @@ pub struct Moved {
 /// How it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// Both sides said that they had nothing more to send, and everything was handed on.
+    /// Both sides said that they had nothing more to send, and everything was handed on. Who ended last may not have been
+    /// told to the other side yet: it learns it when its socket is closed.
     Complete,
     /// The client reset the connection; the endpoint was reset too.
     ClientReset,
@@ -63,11 +62,11 @@ pub async fn run(
     endpoint: &TcpStream,
     worker: &Worker,
     limits: Limits,
+    splicing: Splicing,
     account: impl FnMut(Moved),
 ) -> End {
-    let end = Pump { client, endpoint, up: Direction::default(), down: Direction::default(), account }
-        .run(worker, limits)
-        .await;
+    let (up, down) = (Direction::new(splicing), Direction::new(splicing));
+    let end = Pump { client, endpoint, up, down, announced: Both::default(), account }.run(worker, limits).await;
     if matches!(end, End::ClientReset | End::EndpointReset) {
         reset_on_drop(client);
         reset_on_drop(endpoint);
@@ -81,38 +80,15 @@ struct Pump<'a, A> {
     endpoint: &'a TcpStream,
     up: Direction,
     down: Direction,
+    announced: Both,
     account: A,
 }
 
-/// One direction.
+/// What is known of the two senders.
 #[derive(Default)]
-struct Direction {
-    /// Since the last report.
-    read: u64,
-    /// Since the last report.
-    written: u64,
-    /// Read, but not taken by the receiver yet; no memory while it is empty.
-    pending: Vec<u8>,
-    /// How much of `pending` is sent.
-    sent: usize,
-    /// The sender has ended, and the receiver knows.
-    done: bool,
-}
-
-/// Which side a failure came from.
-#[derive(Clone, Copy)]
-enum Broken {
-    Sender,
-    Receiver,
-}
-
-/// How far a direction came in its turn.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Turn {
-    /// It has to wait for a socket.
-    Waits,
-    /// It could go on, but others want to as well.
-    Paused,
+struct Both {
+    client: Announced,
+    endpoint: Announced,
 }
 
 impl<A: FnMut(Moved)> Pump<'_, A> {
@@ -144,7 +120,7 @@ impl<A: FnMut(Moved)> Pump<'_, A> {
                 Ok(turns) => turns,
                 Err(end) => return end,
             };
-            if self.up.done && self.down.done {
+            if self.up.is_done() && self.down.is_done() {
                 return End::Complete;
             }
             if turns.contains(&Turn::Paused) {
@@ -159,7 +135,10 @@ impl<A: FnMut(Moved)> Pump<'_, A> {
             }
             tokio::select! {
                 biased;
-                end = self.ready() => if let Some(end) = end { return end },
+                ready = self.ready() => match ready {
+                    Ok(announced) => self.announced = announced,
+                    Err(end) => return end,
+                },
                 () = &mut timer, if timer_set => {
                     timer_set = false;
                     match next {
@@ -172,27 +151,40 @@ impl<A: FnMut(Moved)> Pump<'_, A> {
         }
     }
 
-    /// Moves what can be moved without waiting.
+    /// Moves what can be moved without waiting, and tells each side of the other's end. When both have ended they learn
+    /// it from the closing of their sockets, which follows at once and says the same.
     fn turn(&mut self, worker: &Worker) -> Result<[Turn; 2], End> {
-        let up = self.up.turn(self.client, self.endpoint, worker).map_err(|broken| match broken {
+        let announced = std::mem::take(&mut self.announced);
+        let up = self.up.turn(self.client, self.endpoint, worker, announced.client).map_err(|broken| match broken {
             Broken::Sender => End::ClientReset,
             Broken::Receiver => End::EndpointReset,
         })?;
-        let down = self.down.turn(self.endpoint, self.client, worker).map_err(|broken| match broken {
-            Broken::Sender => End::EndpointReset,
-            Broken::Receiver => End::ClientReset,
-        })?;
+        let down =
+            self.down.turn(self.endpoint, self.client, worker, announced.endpoint).map_err(|broken| match broken {
+                Broken::Sender => End::EndpointReset,
+                Broken::Receiver => End::ClientReset,
+            })?;
+        if !(self.up.is_done() && self.down.is_done()) {
+            for (turn, receiver) in [(up, self.endpoint), (down, self.client)] {
+                if turn == Turn::Ended {
+                    // Fails when the receiver is gone: its own direction notices that.
+                    let _ = SockRef::from(receiver).shutdown(Shutdown::Write);
+                }
+            }
+        }
         Ok([up, down])
     }
 
     /// Waits until one of the sockets is ready for what its directions need.
-    async fn ready(&self) -> Option<End> {
+    async fn ready(&self) -> Result<Both, End> {
         tokio::select! {
             ready = self.client.ready(interest(&self.up, &self.down)) => {
-                lost(ready, &self.up).then_some(End::ClientReset)
+                let client = announced(ready, &self.up).ok_or(End::ClientReset)?;
+                Ok(Both { client, endpoint: Announced::Nothing })
             }
             ready = self.endpoint.ready(interest(&self.down, &self.up)) => {
-                lost(ready, &self.down).then_some(End::EndpointReset)
+                let endpoint = announced(ready, &self.down).ok_or(End::EndpointReset)?;
+                Ok(Both { client: Announced::Nothing, endpoint })
             }
         }
     }
@@ -204,100 +196,19 @@ fn interest(from: &Direction, to: &Direction) -> Interest {
     if from.reads() {
         interest = interest.add(Interest::READABLE);
     }
-    if !to.pending.is_empty() {
+    if to.holds() {
         interest = interest.add(Interest::WRITABLE);
     }
     interest
 }
 
-/// Whether the sender of `from` is gone and nobody will find out by reading: it has ended already, or its receiver is
-/// too slow. Who still reads gets the bytes that came before the reset first.
-fn lost(ready: io::Result<Ready>, from: &Direction) -> bool {
+/// What readiness tells of the sender of `from`. `None`: it is gone, and nobody will find out by reading: it has ended
+/// already, or its receiver is too slow. Who still reads gets the bytes that came before the reset first.
+fn announced(ready: io::Result<Ready>, from: &Direction) -> Option<Announced> {
     match ready {
-        Ok(ready) => ready.is_error() && !from.reads(),
-        Err(_) => true,
+        Ok(ready) if ready.is_error() && !from.reads() => None,
+        Ok(ready) if ready.is_read_closed() => Some(Announced::End),
+        Ok(_) => Some(Announced::Nothing),
+        Err(_) => None,
     }
-}
-
-impl Direction {
-    /// Whether it waits for the sender.
-    fn reads(&self) -> bool {
-        !self.done && self.pending.is_empty()
-    }
-
-    fn turn(&mut self, sender: &TcpStream, receiver: &TcpStream, worker: &Worker) -> Result<Turn, Broken> {
-        for _ in 0..MOVES_PER_TURN {
-            if !self.flush(receiver)? || self.done {
-                return Ok(Turn::Waits);
-            }
-            match worker.with_scratch(|scratch| self.step(sender, receiver, scratch))? {
-                Step::Moved => {}
-                Step::Drained => return Ok(Turn::Waits),
-                Step::Ended => {
-                    self.done = true;
-                    // Fails when the receiver is gone: its own direction notices that.
-                    let _ = socket2::SockRef::from(receiver).shutdown(Shutdown::Write);
-                    return Ok(Turn::Waits);
-                }
-            }
-        }
-        Ok(Turn::Paused)
-    }
-
-    /// Reads once and writes as much of it as the receiver takes; keeps the rest.
-    fn step(&mut self, sender: &TcpStream, receiver: &TcpStream, scratch: &mut [u8]) -> Result<Step, Broken> {
-        let bytes = match sender.try_read(scratch) {
-            Ok(0) => return Ok(Step::Ended),
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Step::Drained),
-            Err(_) => return Err(Broken::Sender),
-        };
-        self.read += bytes as u64;
-        let sent = write(receiver, &scratch[..bytes])?;
-        self.written += sent as u64;
-        self.pending.extend_from_slice(&scratch[sent..bytes]);
-        if bytes == scratch.len() {
-            return Ok(Step::Moved);
-        }
-        // The socket is empty. Saying so saves the read that would find out; bytes that arrive meanwhile raise a new
-        // edge, and an end stays known.
-        let _ = sender.try_io(Interest::READABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
-        Ok(Step::Drained)
-    }
-
-    /// Sends what is pending; whether nothing is pending any more.
-    fn flush(&mut self, receiver: &TcpStream) -> Result<bool, Broken> {
-        if self.pending.is_empty() {
-            return Ok(true);
-        }
-        let sent = write(receiver, &self.pending[self.sent..])?;
-        self.written += sent as u64;
-        self.sent += sent;
-        if self.sent < self.pending.len() {
-            return Ok(false);
-        }
-        self.pending = Vec::new();
-        self.sent = 0;
-        Ok(true)
-    }
-}
-
-/// What one step brought.
-enum Step {
-    Moved,
-    Drained,
-    Ended,
-}
-
-/// Writes what the receiver takes at once.
-fn write(receiver: &TcpStream, bytes: &[u8]) -> Result<usize, Broken> {
-    let mut sent = 0;
-    while sent < bytes.len() {
-        match receiver.try_write(&bytes[sent..]) {
-            Ok(n) => sent += n,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-            Err(_) => return Err(Broken::Receiver),
-        }
-    }
-    Ok(sent)
 }
