@@ -1,6 +1,6 @@
 //! The checks that a request passes before it is routed, in Envoy's order (`ConnectionManagerImpl::decodeHeaders`).
 //!
-//! Before: `gate`, which has seen to the framing. After: `service`, which routes what passed. Changes
+//! Before: the codecs, which have seen to the framing. After: `service`, which routes what passed. Changes
 //! the head only where the checks themselves do: one authority, one spelling of the path, no hop-by-hop headers.
 
 use http::header::{self, HeaderMap, HeaderValue};
@@ -87,7 +87,7 @@ pub enum Body {
     Follows,
 }
 
-/// HTTP/1's limits were the gate's to enforce.
+/// HTTP/1's limits were the parser's to enforce.
 fn check_size(manager: &HttpConnectionManager, head: &Parts) -> Result<(), Refusal> {
     let refused = |details| Err(Refusal::protocol(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, details, ""));
     // Each field counts 32 bytes more, as in HTTP/2's SETTINGS_MAX_HEADER_LIST_SIZE.

@@ -1,7 +1,6 @@
 //! Where a chunked body ends: follows the framing byte by byte, keeps nothing, changes nothing.
 //!
-//! [`super::gate`] asks it, to know where the next request's head begins, and [`super::h1::decode`], which takes the data
-//! out (RFC 9112 section 7.1 without whitespace around the size).
+//! Asked by [`super::h1::decode`], which takes the data out (RFC 9112 section 7.1 without whitespace around the size).
 
 /// Bytes of all chunk extensions of one body together: hyper's limit. Nobody reads them; they are for those who would
 /// keep a connection busy with nothing.

@@ -8,16 +8,15 @@ use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Poll, ready};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::BytesMut;
 use http::StatusCode;
 use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -30,19 +29,16 @@ use crate::worker::Worker;
 
 use super::downstream::Downstream;
 use super::gate::{Gate, Wire};
-use super::head::HeadLimits;
+use super::h1;
+use super::h1::server::{Rest, Spoken};
 use super::refusal::Refusal;
 use super::service;
 use super::tunnel::Tunnel;
 use super::upstream_io::LocalExecutor;
 use super::{CodecType, ConnectionContext, ConnectionEnd, HttpConnectionManager};
 
-/// How an HTTP/2 client begins (RFC 9113 section 3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-/// How long a closed connection's remaining bytes are read away, so that the last response is not lost to a reset:
-/// Envoy's default `delayed_close_timeout`.
-const LINGER: Duration = Duration::from_secs(1);
+/// How long an HTTP/2 client that was told to end may take to agree.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// HTTP/2 flow control towards clients, in bytes.
 const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
@@ -64,7 +60,7 @@ pub struct Connection {
     pub behalf: Behalf,
     /// Whose thread this is.
     pub worker: Rc<Worker>,
-    /// The gate's side.
+    /// What moves on the socket.
     pub wire: Rc<Wire>,
     requests: Cell<u64>,
     active: Cell<u32>,
@@ -113,7 +109,6 @@ impl Connection {
     pub fn end_request(&self, now: Instant) {
         self.active.set(self.active.get() - 1);
         self.idle_since.set(now);
-        self.wire.resume();
     }
 
     /// A request was refused.
@@ -127,7 +122,8 @@ impl Connection {
         }
     }
 
-    fn note(&self, flags: ResponseFlags, details: impl Into<String>) {
+    /// What the connection's own record says; the first details stay.
+    pub fn note(&self, flags: ResponseFlags, details: impl Into<String>) {
         let mut all = self.flags.get();
         if flags.contains(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR) && !all.contains(flags) {
             self.manager.stats.downstream_cx_protocol_error.inc();
@@ -140,7 +136,6 @@ impl Connection {
     /// The connection is given to `tunnel` when the codec is done with it.
     pub fn prepare_tunnel(&self, tunnel: Tunnel) {
         self.manager.stats.downstream_cx_upgrades_total.inc();
-        self.wire.stay_open(true);
         *self.tunnel.borrow_mut() = Some(tunnel);
     }
 
@@ -149,9 +144,46 @@ impl Connection {
         self.lingers.set(true);
     }
 
+    /// Whether the client may still be sending.
+    pub fn lingers(&self) -> bool {
+        self.lingers.get()
+    }
+
+    /// The tunnel that the connection is to become.
+    pub fn take_tunnel(&self) -> Option<Tunnel> {
+        self.tunnel.borrow_mut().take()
+    }
+
     /// A response was cut off whose end is the connection's.
     pub fn cut_off(&self) {
         self.cut_off.set(true);
+    }
+
+    /// Whether a response was cut off whose end is the connection's.
+    pub fn is_cut_off(&self) -> bool {
+        self.cut_off.get()
+    }
+
+    /// Since when no request was in flight, if none is.
+    pub fn idle_since(&self) -> Instant {
+        self.idle_since.get()
+    }
+
+    /// The agent is closing everything, and does not wait for this connection any longer.
+    pub fn force_closed(&self) {
+        self.closing.set(true);
+        self.note(ResponseFlags::LOCAL_RESET, "drain_timeout");
+    }
+
+    /// Until when the client has to take some of what is there for it.
+    pub fn reader_deadline(&self) -> Option<Instant> {
+        self.wire.blocked_since().zip(self.patience.get()).map(|(since, patience)| since + patience)
+    }
+
+    /// The client has taken nothing for too long.
+    pub fn give_up_reader(&self) {
+        self.stalled.set(true);
+        self.note(ResponseFlags::STREAM_IDLE_TIMEOUT, "stream_idle_timeout");
     }
 
     /// Whether the agent is closing everything.
@@ -177,7 +209,7 @@ impl Connection {
             self.idle().await;
             // The codec has been told to end; an HTTP/2 client has to agree, and may never do so.
             loop {
-                tokio::time::sleep(LINGER).await;
+                tokio::time::sleep(FAREWELL).await;
                 if self.active.get() == 0 && !self.wire.is_blocked() {
                     return;
                 }
@@ -185,8 +217,7 @@ impl Connection {
         };
         tokio::select! {
             () = self.wire.blocks(|| self.patience.get()) => {
-                self.stalled.set(true);
-                self.note(ResponseFlags::STREAM_IDLE_TIMEOUT, "stream_idle_timeout");
+                self.give_up_reader();
             }
             () = silent => {}
         }
@@ -205,16 +236,6 @@ impl Connection {
             }
             tokio::time::sleep_until(deadline).await;
         }
-    }
-
-    /// Answers whoever takes too long with a request's head. Never resolves.
-    async fn watch_heads(&self) {
-        let Some(limit) = self.manager.request_headers_timeout else { return std::future::pending().await };
-        self.wire.head_takes(limit).await;
-        self.manager.stats.downstream_rq_header_timeout.inc();
-        let text = "request header timeout";
-        self.wire.refuse(Refusal::request(StatusCode::REQUEST_TIMEOUT, "request_header_timeout", text).closing());
-        std::future::pending().await
     }
 
     fn end(&self) -> ConnectionEnd {
@@ -236,127 +257,42 @@ pub async fn serve(
     worker: Rc<Worker>,
 ) -> ConnectionEnd {
     let detected = context.detected;
-    let drain = worker.shared.drain.clone();
     let connection = Rc::new(Connection::new(context, manager, worker));
-    let served = async {
-        let mut stream = stream;
-        let Some((codec, first)) = codec(&connection, &mut stream, detected).await else { return };
-        match codec {
-            Codec::Http1 => serve_http1(&connection, stream, first).await,
-            Codec::Http2 => serve_http2(&connection, stream, first).await,
+    let rest = match (connection.manager.codec_type, detected) {
+        (CodecType::Http2, _) | (CodecType::Auto, Some(Detected::H2c)) => Rest::Http2(stream, BytesMut::new()),
+        (CodecType::Http1, _) | (CodecType::Auto, Some(Detected::Http10 | Detected::Http11)) => {
+            h1::server::run(&connection, stream, Spoken::Http1).await
         }
+        (CodecType::Auto, Some(Detected::Tls) | None) => h1::server::run(&connection, stream, Spoken::Either).await,
     };
-    tokio::select! {
-        () = served => {}
-        () = forced(&drain, &connection) => {}
+    // Of a connection that only waits for requests, these futures would be the largest part.
+    match rest {
+        Rest::Nothing => {}
+        Rest::Linger(lingering) => unless_forced(&connection, lingering).await,
+        Rest::Http2(stream, first) => {
+            unless_forced(&connection, Box::pin(serve_http2(&connection, stream, first))).await;
+        }
+        Rest::Tunnel(stream, first, tunnel) => {
+            let gate = Gate::new(stream, BytesMut::new(), connection.wire.clone());
+            unless_forced(&connection, Box::pin(tunnel.run(gate, first))).await;
+        }
     }
     connection.end()
 }
 
-async fn forced(drain: &crate::drain::Drain, connection: &Connection) {
-    drain.closing().await;
-    connection.closing.set(true);
-    connection.note(ResponseFlags::LOCAL_RESET, "drain_timeout");
-}
-
-/// Which codec a connection gets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Codec {
-    Http1,
-    Http2,
-}
-
-/// The codec, and what had to be read to know; `None` when the client left.
-async fn codec(
-    connection: &Connection,
-    stream: &mut TcpStream,
-    detected: Option<Detected>,
-) -> Option<(Codec, BytesMut)> {
-    let known = match (connection.manager.codec_type, detected) {
-        (CodecType::Http1, _) => Some(Codec::Http1),
-        (CodecType::Http2, _) | (CodecType::Auto, Some(Detected::H2c)) => Some(Codec::Http2),
-        (CodecType::Auto, Some(Detected::Http10 | Detected::Http11)) => Some(Codec::Http1),
-        (CodecType::Auto, Some(Detected::Tls) | None) => None,
-    };
-    let mut first = BytesMut::new();
-    if let Some(codec) = known {
-        return Some((codec, first));
-    }
-    loop {
-        if first.starts_with(PREFACE) {
-            break;
-        }
-        if !first.is_empty() && !PREFACE.starts_with(&first[..first.len().min(PREFACE.len())]) {
-            break;
-        }
-        let read = tokio::select! {
-            read = stream.read_buf(&mut first) => read,
-            () = connection.idle() => return None,
-            // Whatever it is going to be, it is no HTTP/2: the other codec tells the client that it is slow.
-            () = head_limit(connection) => break,
-            () = connection.worker.shared.drain.draining() => return None,
-        };
-        match read {
-            Ok(0) | Err(_) => return None,
-            Ok(read) => connection.wire.received.set(connection.wire.received.get() + read as u64),
-        }
-    }
-    let codec = if first.starts_with(PREFACE) { Codec::Http2 } else { Codec::Http1 };
-    Some((codec, first))
-}
-
-async fn head_limit(connection: &Connection) {
-    match connection.manager.request_headers_timeout {
-        Some(limit) => tokio::time::sleep_until(connection.idle_since.get() + limit).await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn serve_http1(connection: &Rc<Connection>, stream: TcpStream, first: BytesMut) {
-    let manager = &connection.manager;
-    manager.stats.downstream_cx_http1_total.inc();
-    let limits = HeadLimits {
-        max_bytes: manager.max_request_headers_kb as usize * 1024,
-        max_headers: manager.max_headers_count as usize,
-    };
-    let gate = Gate::http1(stream, first, connection.wire.clone(), limits);
-    let service = service_fn(|request: http::Request<Incoming>| {
-        service::serve(connection.clone(), request.map(Downstream::Hyper))
-    });
-    let mut codec = http1::Builder::new()
-        .max_headers(limits.max_headers)
-        .max_buf_size(limits.max_bytes.max(64 * 1024) + 64 * 1024)
-        .serve_connection(TokioIo::new(gate), service);
-    // hyper calls itself done after a request that asked for an upgrade, granted or not, with bytes still to be written.
-    let written_out = || connection.wire.is_shut();
-    let result = run(connection, &mut codec, |codec| codec.graceful_shutdown(), written_out).await;
-    let parts = codec.into_parts();
-    let gate = parts.io.into_inner();
-    match result {
-        None => {
-            let _ = gate.into_parts().0.set_zero_linger();
-        }
-        Some(Ok(())) => {
-            let tunnel = connection.tunnel.borrow_mut().take();
-            if let Some(tunnel) = tunnel {
-                carry(connection, gate, parts.read_buf.into(), tunnel).await;
-            } else if connection.lingers.get() {
-                linger(gate).await;
-            }
-        }
-        Some(Err(error)) => {
-            note_error(connection, &error);
-            if connection.cut_off.get() {
-                let _ = gate.into_parts().0.set_zero_linger();
-            }
-        }
+/// `served`, unless the agent closes everything first.
+async fn unless_forced(connection: &Connection, served: impl Future<Output = ()>) {
+    let drain = connection.worker.shared.drain.clone();
+    tokio::select! {
+        () = served => {}
+        () = drain.closing() => connection.force_closed(),
     }
 }
 
 async fn serve_http2(connection: &Rc<Connection>, stream: TcpStream, first: BytesMut) {
     let manager = &connection.manager;
     manager.stats.downstream_cx_http2_total.inc();
-    let gate = Gate::open(stream, first, connection.wire.clone());
+    let gate = Gate::new(stream, first, connection.wire.clone());
     let shared = connection.clone();
     let service = service_fn(move |request: http::Request<Incoming>| {
         service::serve(shared.clone(), request.map(Downstream::Hyper))
@@ -367,19 +303,17 @@ async fn serve_http2(connection: &Rc<Connection>, stream: TcpStream, first: Byte
         .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
         .max_header_list_size(manager.max_request_headers_kb * 1024 + HEADER_LIST_SLACK)
         .serve_connection(TokioIo::new(gate), service);
-    let result = run(connection, &mut codec, |codec| codec.graceful_shutdown(), || true).await;
-    if let Some(Err(error)) = result {
+    if let Some(Err(error)) = run(connection, &mut codec, |codec| codec.graceful_shutdown()).await {
         note_error(connection, &error);
     }
 }
 
 /// Drives the codec to its end; tells it to come to one when the agent drains or the connection is idle. `None` when the
-/// client kept it from coming to one. A codec that ends before it is `done` is driven on.
+/// client kept it from coming to one.
 async fn run<C: Future<Output = hyper::Result<()>> + Unpin>(
     connection: &Connection,
     codec: &mut C,
     finish: impl Fn(Pin<&mut C>),
-    done: impl Fn() -> bool,
 ) -> Option<hyper::Result<()>> {
     let drain = connection.worker.shared.drain.clone();
     let mut end = std::pin::pin!(async {
@@ -388,7 +322,6 @@ async fn run<C: Future<Output = hyper::Result<()>> + Unpin>(
             () = connection.idle() => {}
         }
     });
-    let mut heads = std::pin::pin!(connection.watch_heads());
     let mut abandoned = std::pin::pin!(connection.abandoned());
     let mut ending = false;
     poll_fn(|cx| {
@@ -396,15 +329,10 @@ async fn run<C: Future<Output = hyper::Result<()>> + Unpin>(
             ending = true;
             finish(Pin::new(codec));
         }
-        let _ = heads.as_mut().poll(cx);
         if abandoned.as_mut().poll(cx).is_ready() {
             return Poll::Ready(None);
         }
-        let mut result = ready!(Pin::new(&mut *codec).poll(cx));
-        if result.is_ok() && !done() {
-            result = ready!(Pin::new(&mut *codec).poll(cx));
-        }
-        Poll::Ready(Some(result))
+        Pin::new(&mut *codec).poll(cx).map(Some)
     })
     .await
 }
@@ -422,21 +350,4 @@ fn note_error(connection: &Connection, error: &hyper::Error) {
 fn is_http2_protocol_error(error: &hyper::Error) -> bool {
     let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
     source.is_some_and(|error| error.is_library() && error.reason() != Some(h2::Reason::NO_ERROR))
-}
-
-async fn carry(connection: &Connection, gate: Gate<TcpStream>, first: BytesMut, tunnel: Tunnel) {
-    let (stream, held) = gate.into_parts();
-    let mut first = first;
-    first.extend_from_slice(&held);
-    connection.wire.stay_open(false);
-    let gate = Gate::open(stream, BytesMut::new(), connection.wire.clone());
-    tunnel.run(gate, first.freeze()).await;
-}
-
-/// Reads away what the client still sends, so that closing does not reset the connection under the last response.
-async fn linger(gate: Gate<TcpStream>) {
-    let (mut stream, _) = gate.into_parts();
-    let mut buffer = [0; 4096];
-    let reading = async { while matches!(stream.read(&mut buffer).await, Ok(read) if read > 0) {} };
-    let _ = tokio::time::timeout(LINGER, reading).await;
 }

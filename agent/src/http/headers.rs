@@ -9,7 +9,6 @@ use http::header::{self, Entry, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 
 use super::exchange::{X_FORWARDED_FOR, X_REQUEST_ID};
-use super::gate::IGNORED_UPGRADE;
 use super::refusal::Refusal;
 use super::{HttpConnectionManager, ServerHeader};
 
@@ -19,7 +18,6 @@ const X_ENVOY_UPSTREAM_SERVICE_TIME: HeaderName = HeaderName::from_static("x-env
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
-const IGNORED: HeaderName = HeaderName::from_static(IGNORED_UPGRADE);
 
 /// Tokens in `connection`: more are refused (Envoy, `sanitizeConnectionHeader`).
 const MAX_CONNECTION_TOKENS: usize = 10;
@@ -81,7 +79,7 @@ impl Rules {
             "expect" => Self::EXPECT,
             "referer" => Self::REFERER,
             "content-length" => Self::CONTENT_LENGTH,
-            "http2-settings" | IGNORED_UPGRADE => Self::UPGRADE,
+            "http2-settings" => Self::UPGRADE,
             "x-forwarded-proto" => Self::FORWARDED_PROTO,
             "x-request-id" => Self::REQUEST_ID,
             "x-forwarded-client-cert" => Self::INTERNAL,
@@ -154,7 +152,6 @@ pub fn sanitize_request(headers: &mut HeaderMap) {
     }
     if rules.contain(Rules::UPGRADE) {
         headers.remove(HTTP2_SETTINGS);
-        headers.remove(IGNORED);
     }
     if rules.contain(Rules::REFERER) {
         let mut referers = headers.get_all(header::REFERER).iter();

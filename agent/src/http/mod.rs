@@ -9,7 +9,6 @@ mod downstream;
 mod exchange;
 mod gate;
 pub mod h1;
-mod head;
 pub mod headers;
 mod meter;
 mod path;

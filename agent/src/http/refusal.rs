@@ -1,6 +1,6 @@
 //! Why a request is answered by the agent itself: status, flags, details and body in one value.
 //!
-//! Made wherever a request meets its end ([`super::head`], [`super::check`], [`super::router`]), turned into a response by
+//! Made wherever a request meets its end ([`super::h1::server::head`], [`super::check`], [`super::router`]), turned into a response by
 //! [`super::reply`]. Statuses, details and texts are Envoy's (`response_code_details`).
 
 use std::borrow::Cow;

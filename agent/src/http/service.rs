@@ -1,6 +1,6 @@
 //! One request, from the codec and back to it: the checks, the route, the answer.
 //!
-//! Before: hyper's server side. After: [`super::router`] for what is sent on, [`super::reply`] for what the agent answers
+//! Before: the server codecs. After: [`super::router`] for what is sent on, [`super::reply`] for what the agent answers
 //! itself. This is the function to read first: all branching of a request is here.
 
 use std::convert::Infallible;
@@ -70,13 +70,8 @@ fn prepare(
     if body.is_end_stream() {
         exchange.meter.arrive_at_once();
     }
-    let verdict = if exchange.http1 { connection.wire.verdict() } else { None };
     let follows = if body.is_end_stream() { check::Body::Absent } else { check::Body::Follows };
-    let checked = match verdict {
-        Some(refusal) => Err(refusal),
-        None => check(&connection.manager, &mut head, follows),
-    };
-    let checked = match checked {
+    let checked = match check(&connection.manager, &mut head, follows) {
         Ok(checked) => checked,
         Err(refusal) => {
             exchange.note_headers(&head.headers);
@@ -89,6 +84,15 @@ fn prepare(
     headers::forward(&mut head.headers, &connection.manager, connection.info.client.ip(), id);
     exchange.note_headers(&head.headers);
     route(connection, exchange, head, body, checked)
+}
+
+/// Answers what never became a request, because its head did not pass. `head` stands in for it.
+pub fn refused(connection: &Rc<Connection>, head: &Parts, refusal: Refusal) -> Response<ResponseBody> {
+    let mut exchange = Exchange::begin(connection, head);
+    exchange.meter.arrive_at_once();
+    exchange.note_headers(&head.headers);
+    connection.note_refusal(&refusal);
+    refuse(exchange, refusal)
 }
 
 fn route(

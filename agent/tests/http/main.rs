@@ -10,5 +10,6 @@ mod failures;
 mod fixture;
 mod http2;
 mod lifetimes;
+mod pieces;
 mod refusals;
 mod support;

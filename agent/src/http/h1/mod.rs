@@ -3,3 +3,4 @@
 pub mod client;
 pub mod decode;
 pub mod encode;
+pub mod server;

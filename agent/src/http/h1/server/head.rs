@@ -1,0 +1,396 @@
+//! A request's head: parsed, and checked on its raw bytes for what could be read in two ways.
+//!
+//! Before: [`super`], with what was read so far. After: the service, which sees only heads that passed. Pure. The rule is
+//! RFC 9112 section 6.3 in its strict form: at most one Content-Length, of digits only, or one `Transfer-Encoding:
+//! chunked`, never both. A head that passed is copied once: its
+//! values are slices of that copy.
+
+use std::mem::MaybeUninit;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Request, StatusCode, Uri, Version};
+
+use crate::http::refusal::Refusal;
+
+/// How many bytes and fields a head may have.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadLimits {
+    /// Of the whole head, request line included.
+    pub max_bytes: usize,
+    /// Header fields.
+    pub max_headers: usize,
+}
+
+/// How the end of a request's body is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// So many bytes; 0 without a Content-Length.
+    Length(u64),
+    /// By chunks.
+    Chunked,
+}
+
+/// A head that passed.
+#[derive(Debug)]
+pub struct Head {
+    /// Method, target, version, headers.
+    pub request: Request<()>,
+    /// How its body ends.
+    pub framing: Framing,
+    /// Whether the client would go on with another request.
+    pub keep_alive: bool,
+    /// It waits for a `100 Continue` before it sends the body.
+    pub expects: bool,
+    /// It wants another protocol: what follows the head may be anything.
+    pub upgrade: bool,
+    /// It takes trailers.
+    pub takes_trailers: bool,
+}
+
+/// What was found at the beginning of the bytes.
+#[derive(Debug)]
+pub enum Parsed {
+    /// The head is not complete.
+    Partial,
+    /// A head that passed, and its length with the empty line at its end.
+    Complete(Box<Head>, usize),
+    /// A head that must not pass.
+    Refused(Refusal),
+}
+
+/// Fields for which the parser has room on the stack; more are refused anyway, unless so configured.
+const STACK_HEADERS: usize = 128;
+
+/// The body of a 431.
+const TOO_LARGE: &str = "Request Header Fields Too Large";
+
+/// Looks at the head at the beginning of `bytes`.
+pub fn parse(bytes: &[u8], limits: HeadLimits) -> Parsed {
+    if limits.max_headers <= STACK_HEADERS {
+        let mut headers = [const { MaybeUninit::uninit() }; STACK_HEADERS];
+        parse_with(bytes, limits, &mut headers[..limits.max_headers])
+    } else {
+        parse_with(bytes, limits, &mut vec![MaybeUninit::uninit(); limits.max_headers])
+    }
+}
+
+fn parse_with<'b>(bytes: &'b [u8], limits: HeadLimits, headers: &mut [MaybeUninit<httparse::Header<'b>>]) -> Parsed {
+    let mut request = httparse::Request::new(&mut []);
+    let len = match request.parse_with_uninit_headers(bytes, headers) {
+        Ok(httparse::Status::Complete(len)) => len,
+        Ok(httparse::Status::Partial) if bytes.len() > limits.max_bytes => return Parsed::Refused(too_large()),
+        Ok(httparse::Status::Partial) => return Parsed::Partial,
+        Err(httparse::Error::TooManyHeaders) => {
+            let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+            return Parsed::Refused(Refusal::protocol(status, "http1.too_many_headers", TOO_LARGE));
+        }
+        Err(_) => return Parsed::Refused(syntax()),
+    };
+    if len > limits.max_bytes {
+        return Parsed::Refused(too_large());
+    }
+    let path = request.path.unwrap_or_default();
+    let method = request.method.unwrap_or_default();
+    match framing(&request).and_then(|framing| target(method, path).map(|()| framing)) {
+        Err(refusal) => Parsed::Refused(refusal.of(method, path)),
+        Ok(framing) => match build(&Copied::new(&bytes[..len]), &request, framing) {
+            Some(head) => Parsed::Complete(Box::new(head), len),
+            None => Parsed::Refused(syntax().of(method, path)),
+        },
+    }
+}
+
+/// A head in memory of its own, of which the values of its fields are slices: it goes with the request, and what was read
+/// behind it does not.
+struct Copied<'b> {
+    original: &'b [u8],
+    copy: Bytes,
+}
+
+impl<'b> Copied<'b> {
+    fn new(original: &'b [u8]) -> Self {
+        Self { original, copy: Bytes::copy_from_slice(original) }
+    }
+
+    /// The same part of the copy as `part` is of the original; `None` when it is none.
+    fn part(&self, part: &[u8]) -> Option<Bytes> {
+        if part.is_empty() {
+            return Some(Bytes::new());
+        }
+        let start = (part.as_ptr() as usize).checked_sub(self.original.as_ptr() as usize)?;
+        let end = start.checked_add(part.len()).filter(|end| *end <= self.copy.len())?;
+        Some(self.copy.slice(start..end))
+    }
+}
+
+/// The head as a value; `None` when it is not one after all.
+fn build(bytes: &Copied<'_>, parsed: &httparse::Request<'_, '_>, framing: Framing) -> Option<Head> {
+    let http11 = parsed.version == Some(1);
+    let mut headers = HeaderMap::with_capacity(parsed.headers.len() + ADDED_HEADERS);
+    let mut facts = Facts::default();
+    for field in &*parsed.headers {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).ok()?;
+        facts.note(&name, field.value);
+        let value = HeaderValue::from_maybe_shared(bytes.part(field.value)?).ok()?;
+        headers.append(name, value);
+    }
+    if facts.upgrade != Upgrade::None && !(http11 && facts.upgrade == Upgrade::Wanted) {
+        // May be ignored without harm (RFC 9110 section 7.8).
+        headers.remove(header::UPGRADE);
+    }
+    let mut request = Request::new(());
+    *request.method_mut() = Method::from_bytes(parsed.method?.as_bytes()).ok()?;
+    *request.uri_mut() = Uri::from_maybe_shared(bytes.part(parsed.path?.as_bytes())?).ok()?;
+    *request.version_mut() = if http11 { Version::HTTP_11 } else { Version::HTTP_10 };
+    *request.headers_mut() = headers;
+    Some(Head {
+        request,
+        framing,
+        keep_alive: !facts.close && (http11 || facts.keep_alive),
+        expects: http11 && facts.expects,
+        upgrade: http11 && facts.upgrade == Upgrade::Wanted,
+        takes_trailers: facts.takes_trailers,
+    })
+}
+
+/// Headers that the agent adds to a request, so that the map need not grow.
+const ADDED_HEADERS: usize = 4;
+
+/// What the headers say of the connection.
+#[derive(Default)]
+struct Facts {
+    close: bool,
+    keep_alive: bool,
+    expects: bool,
+    takes_trailers: bool,
+    upgrade: Upgrade,
+}
+
+/// What a head says of other protocols.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Upgrade {
+    /// Nothing.
+    #[default]
+    None,
+    /// Offers only what may be ignored.
+    Ignored,
+    /// Names something else.
+    Wanted,
+}
+
+impl Facts {
+    fn note(&mut self, name: &HeaderName, value: &[u8]) {
+        match *name {
+            header::CONNECTION => {
+                self.close |= tokens(value).any(|token| token.eq_ignore_ascii_case(b"close"));
+                self.keep_alive |= tokens(value).any(|token| token.eq_ignore_ascii_case(b"keep-alive"));
+            }
+            header::EXPECT => self.expects = value.eq_ignore_ascii_case(b"100-continue"),
+            header::TE => self.takes_trailers |= tokens(value).any(|token| token.eq_ignore_ascii_case(b"trailers")),
+            header::UPGRADE if tokens(value).all(is_ignorable) => {
+                if self.upgrade == Upgrade::None {
+                    self.upgrade = Upgrade::Ignored;
+                }
+            }
+            header::UPGRADE => self.upgrade = Upgrade::Wanted,
+            _ => {}
+        }
+    }
+}
+
+/// The members of a list.
+fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
+}
+
+fn syntax() -> Refusal {
+    Refusal::protocol(StatusCode::BAD_REQUEST, "http1.codec_error", "Bad Request")
+}
+
+fn too_large() -> Refusal {
+    Refusal::protocol(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "http1.headers_too_large", TOO_LARGE)
+}
+
+/// The framing that the head announces, if there is only one way to read it.
+fn framing(request: &httparse::Request<'_, '_>) -> Result<Framing, Refusal> {
+    let mut length = None;
+    let mut lengths = 0_usize;
+    let mut codings = 0_usize;
+    let mut chunked = false;
+    for header in &*request.headers {
+        if header.name.eq_ignore_ascii_case("content-length") {
+            lengths += 1;
+            length = digits(header.value);
+        } else if header.name.eq_ignore_ascii_case("transfer-encoding") {
+            codings += 1;
+            chunked = header.value.eq_ignore_ascii_case(b"chunked");
+        }
+    }
+    let bad_request = |details| Err(Refusal::protocol(StatusCode::BAD_REQUEST, details, "Bad Request"));
+    match (codings, lengths, length) {
+        (0, 0, _) => Ok(Framing::Length(0)),
+        (0, 1, Some(length)) => Ok(Framing::Length(length)),
+        (0, _, _) => bad_request("http1.invalid_content_length"),
+        (_, 1.., _) => bad_request("http1.content_length_and_chunked_not_allowed"),
+        // RFC 9112 section 6.1: an HTTP/1.0 message with Transfer-Encoding has faulty framing.
+        (_, 0, _) if request.version == Some(0) => bad_request("http1.transfer_encoding_not_allowed"),
+        (1, 0, _) if chunked => Ok(Framing::Chunked),
+        _ => Err(Refusal::protocol(StatusCode::NOT_IMPLEMENTED, "http1.invalid_transfer_encoding", "Not Implemented")),
+    }
+}
+
+/// A non-empty run of digits that fits.
+fn digits(value: &[u8]) -> Option<u64> {
+    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    std::str::from_utf8(value).ok()?.parse().ok()
+}
+
+/// The codec parses the target with [`http::Uri`], which is stricter than the tokenizer and silently drops a fragment.
+fn target(method: &str, path: &str) -> Result<(), Refusal> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~%?=&+,;:@!$'()*".contains(&byte);
+    if path.starts_with('/') && path.len() < usize::from(u16::MAX) && path.bytes().all(plain) {
+        return Ok(());
+    }
+    let invalid = || Err(Refusal::protocol(StatusCode::BAD_REQUEST, "http1.invalid_url", "Bad Request"));
+    if !path.is_ascii() {
+        return invalid();
+    }
+    if path.contains('#') {
+        return Err(Refusal::request(StatusCode::BAD_REQUEST, "path_normalization_failed", ""));
+    }
+    let has_a_form = path.starts_with('/') || path == "*" || path.contains("://") || method == "CONNECT";
+    if !has_a_form {
+        // None of the four of RFC 9112 section 3.2: a relative path.
+        return Err(Refusal::request(StatusCode::NOT_FOUND, "absolute_path_rejected", ""));
+    }
+    match http::Uri::try_from(path) {
+        // A proxy for anything but HTTP it is not.
+        Ok(uri) if uri.scheme().is_some_and(|scheme| !matches!(scheme.as_str(), "http" | "https")) => invalid(),
+        Ok(_) => Ok(()),
+        Err(_) => invalid(),
+    }
+}
+
+/// Upgrades that a proxy may ignore without harm: clients offer them on ordinary requests.
+fn is_ignorable(protocol: &[u8]) -> bool {
+    protocol.eq_ignore_ascii_case(b"h2c")
+        || protocol.get(..4).is_some_and(|prefix| prefix.eq_ignore_ascii_case(b"TLS/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: HeadLimits = HeadLimits { max_bytes: 1024, max_headers: 10 };
+
+    fn status(head: &str) -> u16 {
+        match parse(head.as_bytes(), LIMITS) {
+            Parsed::Partial => 0,
+            Parsed::Complete(..) => 200,
+            Parsed::Refused(refusal) => refusal.status.as_u16(),
+        }
+    }
+
+    #[test]
+    fn a_head_that_can_be_read_in_two_ways_is_refused() {
+        for (expected, head) in [
+            (200, "GET / HTTP/1.1\r\nHost: a\r\n\r\n"),
+            (200, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n"),
+            (200, "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n"),
+            (200, "GET http://a/b?c HTTP/1.1\r\nHost: a\r\n\r\n"),
+            (0, "GET / HTTP/1.1\r\nHost: a\r\n"),
+            (400, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"),
+            (400, "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n"),
+            (400, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n"),
+            (400, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n"),
+            (400, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5, 5\r\n\r\n"),
+            (400, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +5\r\n\r\n"),
+            (400, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0x5\r\n\r\n"),
+            (400, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n"),
+            (400, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length:\r\n\r\n"),
+            (400, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 18446744073709551616\r\n\r\n"),
+            (501, "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n"),
+            (501, "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: identity\r\n\r\n"),
+            (501, "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n"),
+            (501, "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n"),
+            (400, "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"),
+            (400, "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding : chunked\r\n\r\n"),
+            (400, "GET / HTTP/1.1\r\nHost: a\r\nX: a\r\n b\r\n\r\n"),
+            (400, "GET / HTTP/1.1\r\nHost: a\r\nX: a\rb\r\n\r\n"),
+            (400, "GET / HTTP/1.1\r\nHost: a\r\nX: a\0b\r\n\r\n"),
+            (400, "GET / HTTP/1.1\r\nHost: a\r\nX Y: a\r\n\r\n"),
+            (400, "GET / HTTP/1.1\r\nHost: a\r\n: a\r\n\r\n"),
+            (400, "GET  / HTTP/1.1\r\nHost: a\r\n\r\n"),
+            (400, "GET / HTTP/1.2\r\nHost: a\r\n\r\n"),
+            (400, "GET /\r HTTP/1.1\r\nHost: a\r\n\r\n"),
+            (400, "G@T / HTTP/1.1\r\nHost: a\r\n\r\n"),
+            (400, "GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n"),
+            (404, "GET a/b HTTP/1.1\r\nHost: a\r\n\r\n"),
+            (400, "GET /\u{e9} HTTP/1.1\r\nHost: a\r\n\r\n"),
+            (400, "GET ftp://a/b HTTP/1.1\r\nHost: a\r\n\r\n"),
+            (200, "GET HTTP://a/b HTTP/1.1\r\nHost: a\r\n\r\n"),
+        ] {
+            assert_eq!(status(head), expected, "{head:?}");
+        }
+    }
+
+    #[test]
+    fn a_head_beyond_the_limits_is_refused() {
+        let wide = format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(11));
+        assert_eq!(status(&wide), 431);
+        let long = format!("GET / HTTP/1.1\r\na: {}", "b".repeat(1024));
+        assert_eq!(status(&long), 431);
+    }
+
+    fn head(text: &str) -> Box<Head> {
+        match parse(text.as_bytes(), LIMITS) {
+            Parsed::Complete(head, _) => head,
+            other => panic!("{text:?}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_upgrade_that_may_be_ignored_is() {
+        for (fields, wanted, kept) in [
+            ("HTTP/1.1\r\nUpgrade: h2c\r\n", false, false),
+            ("HTTP/1.1\r\nUpgrade: TLS/1.2, h2c\r\n", false, false),
+            ("HTTP/1.1\r\nUpgrade: websocket\r\n", true, true),
+            ("HTTP/1.1\r\nUpgrade: h2c, websocket\r\n", true, true),
+            ("HTTP/1.1\r\nUpgrade: websocket\r\nUpgrade: h2c\r\n", true, true),
+            ("HTTP/1.0\r\nUpgrade: websocket\r\n", false, false),
+        ] {
+            let head = head(&format!("GET / {fields}\r\n"));
+            let seen = (head.upgrade, head.request.headers().contains_key(header::UPGRADE));
+            assert_eq!(seen, (wanted, kept), "{fields}");
+        }
+    }
+
+    #[test]
+    fn whether_another_request_follows_is_the_clients_to_say() {
+        for (expected, fields) in [
+            (true, "HTTP/1.1\r\n"),
+            (false, "HTTP/1.1\r\nConnection: x, Close\r\n"),
+            (false, "HTTP/1.1\r\nConnection: close\r\nConnection: keep-alive\r\n"),
+            (false, "HTTP/1.0\r\n"),
+            (true, "HTTP/1.0\r\nConnection: Keep-Alive\r\n"),
+        ] {
+            assert_eq!(head(&format!("GET / {fields}\r\n")).keep_alive, expected, "{fields}");
+        }
+    }
+
+    #[test]
+    fn a_head_ends_with_its_empty_line() {
+        let bytes = b"\r\nGET /d?e HTTP/1.1\nHost:  h \nA:\n\nnext";
+        let Parsed::Complete(head, len) = parse(bytes, LIMITS) else { panic!("a head") };
+        assert_eq!(head.request.uri(), "/d?e");
+        assert_eq!(
+            (&head.request.headers()["host"], &head.request.headers()["a"]),
+            (&"h".parse().expect("h"), &"".parse().expect(""))
+        );
+        assert_eq!(&bytes[len..], b"next");
+        assert!(matches!(parse(&bytes[len..], LIMITS), Parsed::Partial));
+    }
+}
