@@ -33,7 +33,10 @@ pub fn measure(work: &mut Work<'_>) -> Result<()> {
         for count in work.plan.sizes {
             let size = Size { of, count: *count };
             for system in systems(of, work.plan.whole) {
-                if let Err(reason) = measure_one(work, system, size) {
+                let began = Instant::now();
+                let measured = measure_one(work, system, size);
+                eprintln!("    {} {}: {:.1} s", case(size), system.id(), began.elapsed().as_secs_f64());
+                if let Err(reason) = measured {
                     work.results.skip(&format!("{} {}", case(size), system.id()), &format!("{reason:#}"));
                 }
             }
