@@ -186,9 +186,10 @@ pub async fn send(
     body: RequestBody,
 ) -> Result<Answer, Failure> {
     let ticket = Ticket::new(&worker.pools, behalf, cluster, endpoint).ok_or(FailureKind::Overflow)?;
+    // In an allocation of its own: what is around it is moved several times before it is polled.
     let sent = match protocol {
-        Protocol::Http1 => send_http1(worker, ticket, outgoing, body).await,
-        Protocol::Http2 => send_http2(worker, ticket, outgoing, body).await,
+        Protocol::Http1 => Box::pin(send_http1(worker, ticket, outgoing, body)).await,
+        Protocol::Http2 => Box::pin(send_http2(worker, ticket, outgoing, body)).await,
     };
     if let Ok(answer) = &sent {
         answer.ticket.note_status(answer.response.status());
@@ -204,7 +205,7 @@ async fn send_http1(
 ) -> Result<Answer, Failure> {
     let mut connection = match worker.pools.take_http1(&ticket.behalf, &ticket.endpoint) {
         Some(connection) => connection,
-        None => Connection::new(open(worker, &ticket).await?, &ticket.cluster.stats),
+        None => Connection::new(Box::pin(open(worker, &ticket)).await?, &ticket.cluster.stats),
     };
     let reused = connection.served > 0;
     connection.served += 1;
