@@ -91,6 +91,8 @@ pub enum Weights {
 pub struct EndpointSet {
     all: Vec<WeightedEndpoint>,
     usable: Vec<WeightedEndpoint>,
+    /// The sum of the weights up to and with each usable one.
+    ends: Vec<u64>,
     weights: Weights,
 }
 
@@ -104,7 +106,12 @@ impl EndpointSet {
         let usable = if panic { all.clone() } else { healthy };
         let equal = usable.windows(2).all(|pair| pair[0].weight == pair[1].weight);
         let weights = if equal { Weights::Equal } else { Weights::Unequal };
-        Self { all, usable, weights }
+        let sum = |total: &mut u64, member: &WeightedEndpoint| {
+            *total += u64::from(member.weight.max(1));
+            Some(*total)
+        };
+        let ends = usable.iter().scan(0, sum).collect();
+        Self { all, usable, ends, weights }
     }
 
     /// All endpoints, in configured order.
@@ -115,6 +122,12 @@ impl EndpointSet {
     /// Those that take traffic, in configured order.
     pub fn usable(&self) -> &[WeightedEndpoint] {
         &self.usable
+    }
+
+    /// The first of those that take traffic whose cumulative weight exceeds `random` modulo the sum of the weights.
+    pub fn by_weight(&self, random: u64) -> Option<usize> {
+        let point = random.checked_rem(*self.ends.last()?)?;
+        Some(self.ends.partition_point(|end| *end <= point))
     }
 
     /// Whether those that take traffic weigh the same.

@@ -202,26 +202,28 @@ pub enum ClusterSpecifier {
 #[derive(Clone, Debug)]
 pub struct WeightedClusters {
     entries: Vec<(Arc<Cluster>, u32)>,
+    /// The sum of the weights up to and with each entry.
+    ends: Vec<u32>,
     total: u32,
 }
 
 impl WeightedClusters {
     /// `None` when the weights sum to 0 or to more than `u32::MAX`.
     pub fn new(entries: Vec<(Arc<Cluster>, u32)>) -> Option<Self> {
-        let total = entries.iter().try_fold(0_u32, |sum, (_, weight)| sum.checked_add(*weight))?;
-        (total > 0).then_some(Self { entries, total })
+        let mut total = 0_u32;
+        let mut ends = Vec::with_capacity(entries.len());
+        for (_, weight) in &entries {
+            total = total.checked_add(*weight)?;
+            ends.push(total);
+        }
+        (total > 0).then_some(Self { entries, ends, total })
     }
 
     /// Draws with `random`: the first cluster whose cumulative weight exceeds `random % total`.
     pub fn pick(&self, random: u64) -> &Arc<Cluster> {
-        let mut point = random % u64::from(self.total);
-        for (cluster, weight) in &self.entries {
-            match point.checked_sub(u64::from(*weight)) {
-                Some(rest) => point = rest,
-                None => return cluster,
-            }
-        }
-        unreachable!("the point is below the sum of the weights")
+        let point = random % u64::from(self.total);
+        // The point is below the last end, so that there always is such an entry.
+        &self.entries[self.ends.partition_point(|end| u64::from(*end) <= point)].0
     }
 
     /// All of them, as configured.

@@ -5,6 +5,7 @@
 //!
 //! [`FilterChains`]: crate::listener::chain::FilterChains
 
+use std::cell::{Cell, OnceCell};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -19,13 +20,28 @@ use crate::listener::dispatch::Listeners;
 
 /// So many connections are tried for one question; without an answer until then, nothing is said.
 const MAX_TRIES: usize = 20_000;
+/// So many are tried, and pairs of chains looked at, for the traps of one listener: what each pair of some thousand chains
+/// means for the others is not found out in a time that anybody would wait.
+const MAX_TRIES_FOR_TRAPS: usize = 1_000_000;
+/// Connections that are tried before those are made that tell all chains apart.
+const LIKELY_TRIES: usize = 64;
 /// In messages, a client or destination that no chain cares about looks like this (RFC 5737, RFC 3849).
 const SOMEBODY: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1))];
 
 /// All findings about the filter chains of `listener`, which is written at `path`.
 pub(super) fn findings(path: &str, listeners: &Listeners, listener: &Listener) -> Vec<Finding> {
-    let lint = Lint { path, listeners, listener, sight: Sight::of(listeners, listener) };
+    let matches: Vec<_> = listener.chains.all().iter().map(|chain| &chain.matches).collect();
+    let lint = Lint {
+        path,
+        listeners,
+        listener,
+        sight: Sight::of(listeners, listener),
+        source_port: unnamed_source_port(&matches),
+        matches,
+        addresses: OnceCell::new(),
+        tries_left: Cell::new(MAX_TRIES_FOR_TRAPS),
+    };
     let mut findings = Vec::new();
     for (index, chain) in listener.chains.all().iter().enumerate() {
         match lint.reach(index, chain) {
@@ -41,6 +57,14 @@ struct Lint<'a> {
     listeners: &'a Listeners,
     listener: &'a Listener,
     sight: Sight<'a>,
+    /// Of all chains.
+    matches: Vec<&'a ChainMatch>,
+    /// A client port that no chain names.
+    source_port: Option<u16>,
+    /// Those that tell the chains apart, once they are asked for.
+    addresses: OnceCell<Vec<IpAddr>>,
+    /// Of [`MAX_TRIES_FOR_TRAPS`].
+    tries_left: Cell<usize>,
 }
 
 /// Whether some connection gets a chain.
@@ -56,10 +80,6 @@ impl Lint<'_> {
         self.listener.chains.all()
     }
 
-    fn matches(&self) -> Vec<&ChainMatch> {
-        self.chains().iter().map(|chain| &chain.matches).collect()
-    }
-
     fn chain_path(&self, index: usize) -> String {
         format!("{}.filter_chains[{index}]", self.path)
     }
@@ -67,6 +87,14 @@ impl Lint<'_> {
     fn reach(&self, index: usize, chain: &FilterChain) -> Reach {
         if let Some(reason) = self.blind(&chain.matches) {
             return Reach::Never(reason);
+        }
+        let gets_it = |facts: &ConnectionFacts| {
+            self.sight.may_arrive(facts.destination)
+                && self.listener.chains.find(facts).and_then(|found| found.index) == Some(index)
+        };
+        // Most chains are reached by anybody who fulfils their criteria.
+        if self.connections_between(&chain.matches, SOMEBODY.to_vec()).take(LIKELY_TRIES).any(|facts| gets_it(&facts)) {
+            return Reach::Reached;
         }
         let mut accepted = None;
         for (tried, facts) in self.connections(&chain.matches).enumerate() {
@@ -76,7 +104,7 @@ impl Lint<'_> {
             if !self.sight.may_arrive(facts.destination) {
                 continue;
             }
-            if self.listener.chains.find(&facts).and_then(|found| found.index) == Some(index) {
+            if gets_it(&facts) {
                 return Reach::Reached;
             }
             if accepted.is_none() && chain.matches.accepts_all(&facts) {
@@ -127,11 +155,19 @@ impl Lint<'_> {
 
     /// Connections that `matches` may accept: enough of them that one gets the chain if any does.
     fn connections(&self, matches: &ChainMatch) -> impl Iterator<Item = ConnectionFacts> + use<'_> {
-        let others = self.matches();
-        let ports = self.sight.ports(matches.destination_port, &others);
+        let addresses = SOMEBODY.into_iter().chain(self.addresses().iter().copied()).collect();
+        self.connections_between(matches, addresses)
+    }
+
+    /// Connections that `matches` may accept, with these addresses at both ends.
+    fn connections_between(
+        &self,
+        matches: &ChainMatch,
+        addresses: Vec<IpAddr>,
+    ) -> impl Iterator<Item = ConnectionFacts> + use<'_> {
+        let ports = self.sight.ports(matches.destination_port, &self.matches);
         let within =
             |prefixes: &[IpNet], ip: &IpAddr| prefixes.is_empty() || prefixes.iter().any(|net| net.contains(ip));
-        let addresses: Vec<IpAddr> = SOMEBODY.into_iter().chain(self.addresses()).collect();
         let destinations = self.sight.destinations(addresses.clone());
         let destinations: Vec<_> = destinations.into_iter().filter(|ip| within(&matches.prefix_ranges, ip)).collect();
         let mut clients = addresses;
@@ -139,14 +175,18 @@ impl Lint<'_> {
         clients
             .retain(|ip| within(&matches.direct_source_prefix_ranges, ip) && within(&matches.source_prefix_ranges, ip));
         let source_ports = match matches.source_ports.as_slice() {
-            [] => unnamed_source_port(&others).into_iter().collect(),
+            [] => self.source_port.into_iter().collect(),
             ports => ports.to_vec(),
         };
-        product(ports, destinations, self.sight.inspected(matches, &others, &[]), clients, source_ports)
+        product(ports, destinations, self.sight.inspected(matches, &self.matches, &[]), clients, source_ports)
     }
 
     /// Addresses that tell the chains apart.
-    fn addresses(&self) -> Vec<IpAddr> {
+    fn addresses(&self) -> &[IpAddr] {
+        self.addresses.get_or_init(|| self.boundaries())
+    }
+
+    fn boundaries(&self) -> Vec<IpAddr> {
         let loopback = [
             IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)),
             IpNet::from(IpAddr::V6(Ipv6Addr::LOCALHOST)),
@@ -156,7 +196,7 @@ impl Lint<'_> {
             let lists = [&chain.prefix_ranges, &chain.direct_source_prefix_ranges, &chain.source_prefix_ranges];
             lists.into_iter().flatten().copied().collect::<Vec<_>>()
         };
-        boundaries(self.matches().into_iter().flat_map(of).chain(loopback).chain(own))
+        boundaries(self.matches.iter().copied().flat_map(of).chain(loopback).chain(own))
     }
 
     fn unreachable(&self, index: usize, chain: &FilterChain, reason: &str) -> Finding {
@@ -188,8 +228,10 @@ impl Lint<'_> {
             if other_index == index {
                 continue;
             }
+            self.tries_left.set(self.tries_left.get().checked_sub(1)?);
             for facts in self.between(&chain.matches, &other.matches) {
                 tried += 1;
+                self.tries_left.set(self.tries_left.get().checked_sub(1)?);
                 if tried > MAX_TRIES {
                     return None;
                 }
@@ -209,9 +251,9 @@ impl Lint<'_> {
 
     /// Connections that `general` may accept and that go, as far as they can, where `special` leads.
     fn between(&self, general: &ChainMatch, special: &ChainMatch) -> impl Iterator<Item = ConnectionFacts> + use<'_> {
-        let others = self.matches();
-        let mut ports = self.sight.ports(special.destination_port, &others);
-        ports.extend(self.sight.ports(general.destination_port, &others));
+        let others = &self.matches;
+        let mut ports = self.sight.ports(special.destination_port, others);
+        ports.extend(self.sight.ports(general.destination_port, others));
         ports.dedup();
         let mut destinations = SOMEBODY.to_vec();
         destinations.extend(first_of(&special.prefix_ranges).chain(first_of(&general.prefix_ranges)));
@@ -221,15 +263,16 @@ impl Lint<'_> {
         for chain in [special, general] {
             clients.extend(first_of(&chain.direct_source_prefix_ranges).chain(first_of(&chain.source_prefix_ranges)));
         }
-        let source_ports: Vec<_> = unnamed_source_port(&others)
+        let source_ports: Vec<_> = self
+            .source_port
             .into_iter()
             .chain(special.source_ports.first().copied())
             .chain(general.source_ports.first().copied())
             .collect();
         let names: Vec<_> = special.server_names.iter().take(1).map(String::as_str).collect();
-        let mut inspected = self.sight.inspected(general, &others, &names);
+        let mut inspected = self.sight.inspected(general, others, &names);
         let narrowed = ChainMatch { application_protocols: special.application_protocols.clone(), ..general.clone() };
-        inspected.extend(self.sight.inspected(&narrowed, &others, &names));
+        inspected.extend(self.sight.inspected(&narrowed, others, &names));
         product(ports, destinations, inspected, clients, source_ports)
     }
 

@@ -4,10 +4,13 @@
 //! A's. No proof, no warning: [`covers`] may miss a shadow, it never invents one. Several rows that shadow a row only
 //! together are not looked for.
 
+use std::collections::{BTreeSet, HashMap};
+
 use http::Method;
 
 use super::values::{comparable, has_letters, header_implies, query_implies};
 use super::{Finding, Kind};
+use crate::http::route::rows::beginning_of;
 use crate::http::route::{HeaderMatch, HeaderValueMatch, PathMatch, Route, RouteMatch, StringMatch, StringMatchKind};
 use crate::workload::WorkloadMatch;
 
@@ -16,8 +19,12 @@ const ALL_PER_MILLION: u32 = 1_000_000;
 
 /// The shadowed rows among `routes`, which are written at `path`.
 pub(super) fn shadowed(path: &str, routes: &[Route]) -> Vec<Finding> {
+    let mut rows = Beginnings::default();
     let finding = |(later, route): (usize, &Route)| {
-        let earlier = routes[..later].iter().position(|earlier| covers(&earlier.matches, &route.matches))?;
+        let covering = |earlier: &usize| covers(&routes[*earlier].matches, &route.matches);
+        let earlier = rows.candidates(&route.matches.path).filter(covering).min();
+        rows.add(later, &route.matches.path);
+        let earlier = earlier?;
         Some(Finding {
             path: format!("{path}.routes[{later}]"),
             other: Some(format!("{path}.routes[{earlier}]")),
@@ -26,6 +33,42 @@ pub(super) fn shadowed(path: &str, routes: &[Route]) -> Vec<Finding> {
         })
     };
     routes.iter().enumerate().filter_map(finding).collect()
+}
+
+/// Rows by what their paths begin with: a row is covered only by such a one whose beginning its own begins with. That
+/// spares most of the comparisons of each row with each other.
+#[derive(Default)]
+struct Beginnings {
+    /// Lower-cased; a pattern's is what is literal of it.
+    rows: HashMap<Vec<u8>, Vec<usize>>,
+    /// How long the keys are.
+    lengths: BTreeSet<usize>,
+    connect: Vec<usize>,
+}
+
+impl Beginnings {
+    fn key(path: &PathMatch) -> Vec<u8> {
+        beginning_of(path).to_ascii_lowercase()
+    }
+
+    /// Rows that may cover a row with `path`: all that do, and others.
+    fn candidates(&self, path: &PathMatch) -> impl Iterator<Item = usize> {
+        let own = Self::key(path);
+        let connect: &[usize] = if matches!(path, PathMatch::Connect) { &self.connect } else { &[] };
+        let keys = self.lengths.iter().take_while(|length| **length <= own.len());
+        let found: Vec<&Vec<usize>> = keys.filter_map(|length| self.rows.get(&own[..*length])).collect();
+        found.into_iter().flatten().chain(connect).copied()
+    }
+
+    fn add(&mut self, row: usize, path: &PathMatch) {
+        if matches!(path, PathMatch::Connect) {
+            self.connect.push(row);
+            return;
+        }
+        let key = if takes_every_path(path) { Vec::new() } else { Self::key(path) };
+        self.lengths.insert(key.len());
+        self.rows.entry(key).or_default().push(row);
+    }
 }
 
 /// `row 2 (prefix /checkout)`, with the configured name where there is one.
@@ -369,6 +412,19 @@ mod tests {
         assert_eq!(found[1].path, "route_configs[0].virtual_hosts[1].routes[2]");
         assert_eq!(found[1].other.as_deref(), Some("route_configs[0].virtual_hosts[1].routes[0]"));
         assert_eq!(found[1].message, "row 2 (prefix /y) is shadowed by row 0 (prefix /)");
+    }
+
+    proptest! {
+        #[test]
+        fn no_shadow_is_overlooked_for_how_paths_begin(matches in proptest::collection::vec(any_match(), 2..24)) {
+            let rows = rows(matches);
+            let all = rows.iter().enumerate().filter_map(|(later, row)| {
+                let earlier = rows[..later].iter().position(|earlier| covers(&earlier.matches, &row.matches))?;
+                Some((format!(".routes[{later}]"), Some(format!(".routes[{earlier}]"))))
+            });
+            let found = shadowed("", &rows).into_iter().map(|finding| (finding.path, finding.other));
+            prop_assert_eq!(found.collect::<Vec<_>>(), all.collect::<Vec<_>>());
+        }
     }
 
     proptest! {

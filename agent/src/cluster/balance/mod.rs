@@ -53,16 +53,18 @@ impl Balance {
     ) -> Option<Arc<Endpoint>> {
         let set = cluster.endpoints.load();
         let mut schedules = self.schedules.borrow_mut();
-        if !schedules.contains_key(&cluster.name) {
-            let schedule = Schedule::starting_at(start);
-            schedules.insert(cluster.name.clone(), Followed { set: Weak::new(), schedule });
+        let choose = |followed: &mut Followed| {
+            if followed.set.as_ptr() != Arc::as_ptr(&set) {
+                followed.schedule.follow(&set);
+                followed.set = Arc::downgrade(&set);
+            }
+            pick(cluster.lb_policy, &set, &mut followed.schedule, random, tried).cloned()
+        };
+        if let Some(followed) = schedules.get_mut(&cluster.name) {
+            return choose(followed);
         }
-        let followed = schedules.get_mut(&cluster.name)?;
-        if followed.set.as_ptr() != Arc::as_ptr(&set) {
-            followed.schedule.follow(&set);
-            followed.set = Arc::downgrade(&set);
-        }
-        pick(cluster.lb_policy, &set, &mut followed.schedule, random, tried).cloned()
+        let schedule = Schedule::starting_at(start);
+        choose(schedules.entry(cluster.name.clone()).or_insert(Followed { set: Weak::new(), schedule }))
     }
 
     /// The endpoint at `address` of a cluster that makes its endpoints on use.

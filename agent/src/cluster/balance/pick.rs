@@ -19,11 +19,36 @@ pub fn pick<'a>(
 ) -> Option<&'a Arc<Endpoint>> {
     let untried = |member: &WeightedEndpoint| !tried.contains(&member.endpoint.address);
     let index = if tried.is_empty() || !set.usable().iter().any(untried) {
-        among(policy, set, schedule, random, |_| true)
+        among_all(policy, set, schedule, random)
     } else {
         among(policy, set, schedule, random, untried)
     };
     set.usable().get(index?).map(|member| &member.endpoint)
+}
+
+/// As [`among`] with all of them: what the first try of each request asks. Does not walk over the endpoints.
+fn among_all(policy: LbPolicy, set: &EndpointSet, schedule: &mut Schedule, random: [u64; 2]) -> Option<usize> {
+    match (policy, set.weights()) {
+        (LbPolicy::LeastRequest, Weights::Equal) => {
+            let usable = set.usable();
+            let [first, second] = two_of(usable.len() as u64, random)?.map(|place| usize::try_from(place).ok());
+            let (first, second) = (first?, second?);
+            let load = |place: usize| usable.get(place).map(|member| member.endpoint.load());
+            Some(if load(second)? < load(first)? { second } else { first })
+        }
+        (LbPolicy::Random, _) => set.by_weight(random[0]),
+        _ => among(policy, set, schedule, random, |_| true),
+    }
+}
+
+/// Two different places below `count`, drawn with `random`; the same one twice when there is one only.
+fn two_of(count: u64, random: [u64; 2]) -> Option<[u64; 2]> {
+    let first = random[0].checked_rem(count)?;
+    let second = match random[1].checked_rem(count - 1) {
+        Some(step) => (first + 1 + step) % count,
+        None => first,
+    };
+    Some([first, second])
 }
 
 /// The index of one endpoint that `wanted` accepts.
@@ -53,11 +78,7 @@ fn less_busy_of_two(
     wanted: impl Fn(&WeightedEndpoint) -> bool,
 ) -> Option<usize> {
     let count = usable.iter().filter(|member| wanted(member)).count() as u64;
-    let first = random[0].checked_rem(count)?;
-    let second = match random[1].checked_rem(count - 1) {
-        Some(step) => (first + 1 + step) % count,
-        None => first,
-    };
+    let [first, second] = two_of(count, random)?;
     let mut candidates = usable.iter().enumerate().filter(|(_, member)| wanted(member));
     let nth = |position: u64, candidates: &mut dyn Iterator<Item = (usize, &WeightedEndpoint)>| {
         candidates.nth(usize::try_from(position).ok()?).map(|(index, member)| (index, member.endpoint.load()))

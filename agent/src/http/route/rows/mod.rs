@@ -175,6 +175,17 @@ impl RowIndex {
     }
 }
 
+/// What every path begins with that `path` matches, apart from its case; nothing for CONNECT requests.
+pub(crate) fn beginning_of(path: &PathMatch) -> Vec<u8> {
+    match path {
+        PathMatch::Prefix(text) | PathMatch::Exact(text) | PathMatch::PathSeparatedPrefix(text) => {
+            text.as_bytes().to_vec()
+        }
+        PathMatch::SafeRegex(_) | PathMatch::Template(_) => literal_prefix(path),
+        PathMatch::Connect => Vec::new(),
+    }
+}
+
 fn count(value: usize) -> u32 {
     u32::try_from(value).unwrap_or(u32::MAX)
 }
