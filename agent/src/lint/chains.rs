@@ -5,6 +5,8 @@
 //!
 //! [`FilterChains`]: crate::listener::chain::FilterChains
 
+mod traps;
+
 use std::cell::{Cell, OnceCell};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -14,15 +16,11 @@ use ipnet::{IpNet, Ipv4Net};
 use super::reachable::{INSPECTED, Inspected, Sight, boundaries, unnamed_source_port};
 use super::{Finding, Kind};
 use crate::listener::Listener;
-use crate::listener::chain::trace::Criterion;
-use crate::listener::chain::{ChainMatch, ConnectionFacts, FilterChain, SourceType, TransportProtocol};
+use crate::listener::chain::{ChainMatch, ConnectionFacts, FilterChain, TransportProtocol};
 use crate::listener::dispatch::Listeners;
 
 /// So many connections are tried for one question; without an answer until then, nothing is said.
 const MAX_TRIES: usize = 20_000;
-/// So many are tried, and pairs of chains looked at, for the traps of one listener: what each pair of some thousand chains
-/// means for the others is not found out in a time that anybody would wait.
-const MAX_TRIES_FOR_TRAPS: usize = 1_000_000;
 /// Connections that are tried before those are made that tell all chains apart.
 const LIKELY_TRIES: usize = 64;
 /// In messages, a client or destination that no chain cares about looks like this (RFC 5737, RFC 3849).
@@ -39,8 +37,10 @@ pub(super) fn findings(path: &str, listeners: &Listeners, listener: &Listener) -
         sight: Sight::of(listeners, listener),
         source_port: unnamed_source_port(&matches),
         matches,
+        unnamed_port: OnceCell::new(),
         addresses: OnceCell::new(),
-        tries_left: Cell::new(MAX_TRIES_FOR_TRAPS),
+        tries_left: Cell::new(traps::MAX_TRIES),
+        undecided: Cell::new(0),
     };
     let mut findings = Vec::new();
     for (index, chain) in listener.chains.all().iter().enumerate() {
@@ -49,6 +49,7 @@ pub(super) fn findings(path: &str, listeners: &Listeners, listener: &Listener) -
             Reach::Reached | Reach::Unknown => findings.extend(lint.trap(index, chain)),
         }
     }
+    findings.extend(lint.undecided());
     findings
 }
 
@@ -61,10 +62,14 @@ struct Lint<'a> {
     matches: Vec<&'a ChainMatch>,
     /// A client port that no chain names.
     source_port: Option<u16>,
+    /// A destination port that no chain and no listener names, once it is asked for.
+    unnamed_port: OnceCell<Option<u16>>,
     /// Those that tell the chains apart, once they are asked for.
     addresses: OnceCell<Vec<IpAddr>>,
-    /// Of [`MAX_TRIES_FOR_TRAPS`].
+    /// Of [`traps::MAX_TRIES`].
     tries_left: Cell<usize>,
+    /// Chains whose traps were not all looked for.
+    undecided: Cell<usize>,
 }
 
 /// Whether some connection gets a chain.
@@ -93,7 +98,8 @@ impl Lint<'_> {
                 && self.listener.chains.find(facts).and_then(|found| found.index) == Some(index)
         };
         // Most chains are reached by anybody who fulfils their criteria.
-        if self.connections_between(&chain.matches, SOMEBODY.to_vec()).take(LIKELY_TRIES).any(|facts| gets_it(&facts)) {
+        let likely = self.connections_between(&chain.matches, likely_addresses(&chain.matches));
+        if likely.take(LIKELY_TRIES).any(|facts| gets_it(&facts)) {
             return Reach::Reached;
         }
         let mut accepted = None;
@@ -165,7 +171,7 @@ impl Lint<'_> {
         matches: &ChainMatch,
         addresses: Vec<IpAddr>,
     ) -> impl Iterator<Item = ConnectionFacts> + use<'_> {
-        let ports = self.sight.ports(matches.destination_port, &self.matches);
+        let ports = self.ports(matches.destination_port);
         let within =
             |prefixes: &[IpNet], ip: &IpAddr| prefixes.is_empty() || prefixes.iter().any(|net| net.contains(ip));
         let destinations = self.sight.destinations(addresses.clone());
@@ -179,6 +185,12 @@ impl Lint<'_> {
             ports => ports.to_vec(),
         };
         product(ports, destinations, self.sight.inspected(matches, &self.matches, &[]), clients, source_ports)
+    }
+
+    /// Destination ports: `wanted`, or else one that nobody names.
+    fn ports(&self, wanted: Option<u16>) -> Vec<u16> {
+        let unnamed = || *self.unnamed_port.get_or_init(|| self.sight.unnamed_port(&self.matches));
+        self.sight.ports(wanted, unnamed)
     }
 
     /// Addresses that tell the chains apart.
@@ -220,89 +232,12 @@ impl Lint<'_> {
         let culprit = self.chains().iter().find(|other| other.matches.is_in(step.criterion, &step.branch))?;
         Some((lost.reason.clone(), culprit))
     }
+}
 
-    /// A connection that `chain` accepts, and that gets no chain because of a more specific one.
-    fn trap(&self, index: usize, chain: &FilterChain) -> Option<Finding> {
-        let mut tried = 0;
-        for (other_index, other) in self.chains().iter().enumerate() {
-            if other_index == index {
-                continue;
-            }
-            self.tries_left.set(self.tries_left.get().checked_sub(1)?);
-            for facts in self.between(&chain.matches, &other.matches) {
-                tried += 1;
-                self.tries_left.set(self.tries_left.get().checked_sub(1)?);
-                if tried > MAX_TRIES {
-                    return None;
-                }
-                if !self.sight.arrives(facts.destination) || !chain.matches.accepts_all(&facts) {
-                    continue;
-                }
-                let found = self.listener.chains.find(&facts);
-                if found.is_some_and(|found| found.index.is_some()) {
-                    continue;
-                }
-                let Some((reason, culprit)) = self.taken_from(index, &facts) else { continue };
-                return Some(self.trapped(index, &facts, &reason, culprit, found.is_some()));
-            }
-        }
-        None
-    }
-
-    /// Connections that `general` may accept and that go, as far as they can, where `special` leads.
-    fn between(&self, general: &ChainMatch, special: &ChainMatch) -> impl Iterator<Item = ConnectionFacts> + use<'_> {
-        let others = &self.matches;
-        let mut ports = self.sight.ports(special.destination_port, others);
-        ports.extend(self.sight.ports(general.destination_port, others));
-        ports.dedup();
-        let mut destinations = SOMEBODY.to_vec();
-        destinations.extend(first_of(&special.prefix_ranges).chain(first_of(&general.prefix_ranges)));
-        let destinations = self.sight.destinations(destinations);
-        let mut clients = SOMEBODY.to_vec();
-        clients.extend([IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)]);
-        for chain in [special, general] {
-            clients.extend(first_of(&chain.direct_source_prefix_ranges).chain(first_of(&chain.source_prefix_ranges)));
-        }
-        let source_ports: Vec<_> = self
-            .source_port
-            .into_iter()
-            .chain(special.source_ports.first().copied())
-            .chain(general.source_ports.first().copied())
-            .collect();
-        let names: Vec<_> = special.server_names.iter().take(1).map(String::as_str).collect();
-        let mut inspected = self.sight.inspected(general, others, &names);
-        let narrowed = ChainMatch { application_protocols: special.application_protocols.clone(), ..general.clone() };
-        inspected.extend(self.sight.inspected(&narrowed, others, &names));
-        product(ports, destinations, inspected, clients, source_ports)
-    }
-
-    fn trapped(
-        &self,
-        index: usize,
-        facts: &ConnectionFacts,
-        reason: &str,
-        culprit: &FilterChain,
-        default: bool,
-    ) -> Finding {
-        let label = self.chains()[index].label();
-        let (kind, instead) = match default {
-            true => (Kind::FilterChainDefault, "the default filter chain"),
-            false => (Kind::FilterChainTrap, "no filter chain"),
-        };
-        let message = format!(
-            "filter chain '{label}' of listener '{}' accepts {}, but such a connection gets {instead}, because filter \
-             chain '{}' asks for something more specific ({reason})",
-            self.listener.name,
-            described(facts, &self.chains()[index].matches, &culprit.matches),
-            culprit.label(),
-        );
-        Finding {
-            path: self.chain_path(index),
-            other: culprit.index.map(|index| self.chain_path(index)),
-            message,
-            kind,
-        }
-    }
+/// Somebody, and who is named first.
+fn likely_addresses(matches: &ChainMatch) -> Vec<IpAddr> {
+    let lists = [&matches.prefix_ranges, &matches.direct_source_prefix_ranges, &matches.source_prefix_ranges];
+    SOMEBODY.into_iter().chain(lists.into_iter().flat_map(|prefixes| first_of(prefixes))).collect()
 }
 
 fn first_of(prefixes: &[IpNet]) -> impl Iterator<Item = IpAddr> {
@@ -330,37 +265,6 @@ fn product(
         inspected.facts(destination, client)
     });
     all.filter(|facts| facts.destination.ip().is_ipv4() == facts.client.ip().is_ipv4())
-}
-
-/// What of `facts` the two chains care about, in words.
-fn described(facts: &ConnectionFacts, chain: &ChainMatch, other: &ChainMatch) -> String {
-    let asked = |criterion: Criterion| chain.wanted(criterion).is_some() || other.wanted(criterion).is_some();
-    let mut parts = vec![match facts.transport_protocol {
-        TransportProtocol::Tls => "a TLS connection".to_owned(),
-        TransportProtocol::RawBuffer => "a plaintext connection".to_owned(),
-    }];
-    if asked(Criterion::DestinationPort) {
-        parts.push(format!("to port {}", facts.destination.port()));
-    }
-    if asked(Criterion::PrefixRanges) {
-        parts.push(format!("to {}", facts.destination.ip()));
-    }
-    if let Some(name) = facts.server_name.as_ref().filter(|_| asked(Criterion::ServerNames)) {
-        parts.push(format!("with server name {name}"));
-    }
-    if asked(Criterion::ApplicationProtocols) {
-        parts.push(format!("with application protocols {}", facts.at(Criterion::ApplicationProtocols)));
-    }
-    if asked(Criterion::DirectSourcePrefixRanges) || asked(Criterion::SourcePrefixRanges) {
-        parts.push(format!("from {}", facts.client.ip()));
-    } else if asked(Criterion::SourceType) {
-        let local = SourceType::of(facts.client.ip(), facts.destination.ip()) == SourceType::SameIpOrLoopback;
-        parts.push(if local { "from this host" } else { "from another host" }.to_owned());
-    }
-    if asked(Criterion::SourcePorts) {
-        parts.push(format!("from port {}", facts.client.port()));
-    }
-    parts.join(" ")
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! Before: a [`Snapshot`], so everything here is well-formed. After: `waylay check` and the log at load. Every warning is
 //! proven with the data path's own matching code: there are no false ones.
 
+mod beginnings;
 mod chains;
 mod health;
 mod reachable;
@@ -47,6 +48,8 @@ pub enum Kind {
     FilterChainTrap,
     /// As [`Self::FilterChainTrap`], but the default filter chain takes it.
     FilterChainDefault,
+    /// There are too many filter chains to say of each whether it is in a [`Self::FilterChainTrap`].
+    FilterChainsUndecided,
     /// No connection is handed to the virtual listener.
     UnreachableListener,
     /// No listener names the route configuration.
@@ -77,7 +80,9 @@ impl Kind {
             | Self::FilterChainTrap
             | Self::UnreachableListener
             | Self::HealthCheckElsewhere => Severity::Warning,
-            Self::FilterChainDefault | Self::UnusedRouteConfig | Self::UnusedCluster => Severity::Info,
+            Self::FilterChainDefault | Self::FilterChainsUndecided | Self::UnusedRouteConfig | Self::UnusedCluster => {
+                Severity::Info
+            }
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! After: [`super::chains`], which tries the connections made here on the listener's own filter chains.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
@@ -84,19 +85,21 @@ impl<'a> Sight<'a> {
         }
     }
 
-    /// Destination ports: `wanted`, or else one that neither `others` nor a listener names.
-    pub(super) fn ports(&self, wanted: Option<u16>, others: &[&ChainMatch]) -> Vec<u16> {
-        let unnamed = || {
-            let listens = |port| self.listeners.iter().any(|listener| listener.address.port() == port);
-            let named = |port| others.iter().any(|other| other.destination_port == Some(port));
-            (8080..=u16::MAX).find(|port| !listens(*port) && !named(*port)).into_iter().collect()
-        };
+    /// Destination ports: `wanted`, or else `unnamed`.
+    pub(super) fn ports(&self, wanted: Option<u16>, unnamed: impl FnOnce() -> Option<u16>) -> Vec<u16> {
         match (self.port, wanted) {
             (Some(port), wanted) if wanted.is_none_or(|wanted| wanted == port) => vec![port],
             (Some(_), _) => Vec::new(),
             (None, Some(wanted)) => vec![wanted],
-            (None, None) => unnamed(),
+            (None, None) => unnamed().into_iter().collect(),
         }
+    }
+
+    /// A destination port that neither `chains` nor a listener names.
+    pub(super) fn unnamed_port(&self, chains: &[&ChainMatch]) -> Option<u16> {
+        let listened = self.listeners.iter().map(|listener| listener.address.port());
+        let named: BTreeSet<u16> = chains.iter().filter_map(|chain| chain.destination_port).chain(listened).collect();
+        (8080..=u16::MAX).find(|port| !named.contains(port))
     }
 
     /// Destinations that arrive, among `candidates`.
@@ -176,7 +179,37 @@ fn an_instance(name: &str, others: &[&ChainMatch]) -> String {
 
 /// A client port that none of `others` names.
 pub(super) fn unnamed_source_port(others: &[&ChainMatch]) -> Option<u16> {
-    (40_000..=u16::MAX).find(|port| others.iter().all(|other| !other.source_ports.contains(port)))
+    let named: BTreeSet<u16> = others.iter().flat_map(|other| &other.source_ports).copied().collect();
+    (40_000..=u16::MAX).find(|port| !named.contains(port))
+}
+
+/// Whether a connection that `general` accepts can be led by what `special` asks for: not when the first criterion in
+/// which the two differ keeps them apart. May say so though none can, and never the other way round.
+pub(super) fn misleads(general: &ChainMatch, special: &ChainMatch) -> bool {
+    if general.destination_port != special.destination_port {
+        return general.destination_port.is_none() || special.destination_port.is_none();
+    }
+    let prefixes = (&general.prefix_ranges, &special.prefix_ranges);
+    if prefixes.0 != prefixes.1 {
+        return some_meet(prefixes.0, prefixes.1, |one, other| one.contains(other) || other.contains(one));
+    }
+    let names = (&general.server_names, &special.server_names);
+    names.0 == names.1 || some_meet(names.0, names.1, |one, other| names_meet(one, other))
+}
+
+/// Whether some of `all` and of `others` meet. None at all stand for everything.
+fn some_meet<T>(all: &[T], others: &[T], meet: impl Fn(&T, &T) -> bool) -> bool {
+    all.is_empty() || others.is_empty() || all.iter().any(|one| others.iter().any(|other| meet(one, other)))
+}
+
+/// Whether a server name exists that both stand for.
+fn names_meet(one: &str, other: &str) -> bool {
+    match (one.strip_prefix('*'), other.strip_prefix('*')) {
+        (None, None) => one == other,
+        (Some(suffix), None) => other.ends_with(suffix),
+        (None, Some(suffix)) => one.ends_with(suffix),
+        (Some(one), Some(other)) => one.ends_with(other) || other.ends_with(one),
+    }
 }
 
 /// Addresses that tell all combinations of `prefixes` apart: where each begins, what follows its end, and the address

@@ -4,13 +4,11 @@
 //! A's. No proof, no warning: [`covers`] may miss a shadow, it never invents one. Several rows that shadow a row only
 //! together are not looked for.
 
-use std::collections::{BTreeSet, HashMap};
-
 use http::Method;
 
+use super::beginnings::Beginnings;
 use super::values::{comparable, has_letters, header_implies, query_implies};
 use super::{Finding, Kind};
-use crate::http::route::rows::beginning_of;
 use crate::http::route::{HeaderMatch, HeaderValueMatch, PathMatch, Route, RouteMatch, StringMatch, StringMatchKind};
 use crate::workload::WorkloadMatch;
 
@@ -33,42 +31,6 @@ pub(super) fn shadowed(path: &str, routes: &[Route]) -> Vec<Finding> {
         })
     };
     routes.iter().enumerate().filter_map(finding).collect()
-}
-
-/// Rows by what their paths begin with: a row is covered only by such a one whose beginning its own begins with. That
-/// spares most of the comparisons of each row with each other.
-#[derive(Default)]
-struct Beginnings {
-    /// Lower-cased; a pattern's is what is literal of it.
-    rows: HashMap<Vec<u8>, Vec<usize>>,
-    /// How long the keys are.
-    lengths: BTreeSet<usize>,
-    connect: Vec<usize>,
-}
-
-impl Beginnings {
-    fn key(path: &PathMatch) -> Vec<u8> {
-        beginning_of(path).to_ascii_lowercase()
-    }
-
-    /// Rows that may cover a row with `path`: all that do, and others.
-    fn candidates(&self, path: &PathMatch) -> impl Iterator<Item = usize> {
-        let own = Self::key(path);
-        let connect: &[usize] = if matches!(path, PathMatch::Connect) { &self.connect } else { &[] };
-        let keys = self.lengths.iter().take_while(|length| **length <= own.len());
-        let found: Vec<&Vec<usize>> = keys.filter_map(|length| self.rows.get(&own[..*length])).collect();
-        found.into_iter().flatten().chain(connect).copied()
-    }
-
-    fn add(&mut self, row: usize, path: &PathMatch) {
-        if matches!(path, PathMatch::Connect) {
-            self.connect.push(row);
-            return;
-        }
-        let key = if takes_every_path(path) { Vec::new() } else { Self::key(path) };
-        self.lengths.insert(key.len());
-        self.rows.entry(key).or_default().push(row);
-    }
 }
 
 /// `row 2 (prefix /checkout)`, with the configured name where there is one.
@@ -151,7 +113,7 @@ fn source_covers(earlier: Option<&WorkloadMatch>, later: Option<&WorkloadMatch>)
 }
 
 /// The connection manager lets only paths through that begin with `/`.
-fn takes_every_path(path: &PathMatch) -> bool {
+pub(super) fn takes_every_path(path: &PathMatch) -> bool {
     match path {
         PathMatch::Prefix(prefix) => prefix.is_empty() || prefix == "/",
         PathMatch::SafeRegex(regex) => [".*", "/.*", "^.*$", "^/.*$", "^/.*"].contains(&regex.source()),

@@ -189,6 +189,21 @@ clusters: [{name: used, type: original_dst}, {name: spare, type: original_dst}]
 }
 
 #[test]
+fn what_was_not_looked_for_among_many_chains_is_said() {
+    let inspected = |criteria: fn(usize) -> String, count: usize| {
+        let chains: String = (0..count).map(|number| chain(&criteria(number))).collect();
+        of_chains("tls_inspector", &chains)
+    };
+    // Each may take connections away from each other.
+    let found = inspected(|n| format!("source_prefix_ranges: [10.{}.{}.0/24]", n >> 8, n & 255), 1_200);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert_eq!((found[0].path.as_str(), found[0].kind), ("listeners[1]", Kind::FilterChainsUndecided));
+    assert!(found[0].message.contains("has 1200 filter chains"), "{}", found[0].message);
+    // These keep apart.
+    assert_eq!(inspected(|n| format!("server_names: [host{n}.example, \"*.zone{n}.example\"]"), 1_200), []);
+}
+
+#[test]
 fn the_examples_raise_no_warning_but_the_one_that_shows_a_shadow() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/examples");
     for entry in std::fs::read_dir(folder).expect("examples") {

@@ -13,10 +13,9 @@ use crate::snapshot::Snapshot;
 
 /// Virtual listeners that no bound listener hands connections to.
 pub(super) fn listeners(listeners: &Listeners) -> Vec<Finding> {
-    let handed = |direction| {
-        let hands_off = |listener: &Arc<Listener>| listener.receives() && listener.hand_off == HandOff::ByOriginalDst;
-        listeners.iter().any(|listener| listener.direction == direction && hands_off(listener))
-    };
+    let hands_off = |listener: &&Arc<Listener>| listener.receives() && listener.hand_off == HandOff::ByOriginalDst;
+    let directions: Vec<_> = listeners.iter().filter(hands_off).map(|listener| listener.direction).collect();
+    let handed = |direction| directions.contains(&direction);
     let alone = listeners
         .iter()
         .enumerate()
