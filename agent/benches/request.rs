@@ -164,7 +164,7 @@ fn header_work(criterion: &mut Criterion) {
         let work = |mut headers: HeaderMap| {
             let sound = remove_hop_by_hop(&mut headers).is_ok();
             sanitize_request(&mut headers);
-            forward(&mut headers, &manager, client, || 7);
+            forward(&mut headers, &manager, client, || HeaderValue::from_static("7"));
             (headers, sound)
         };
         bench.iter_batched(|| request.clone(), work, BatchSize::SmallInput);
