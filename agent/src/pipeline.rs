@@ -72,7 +72,7 @@ impl Refusal {
 /// Serves one connection, from accept to close.
 ///
 /// Its memory is that of a connection which is only open, so what it takes to get there is in memory of its own, and given
-/// back: [`prepare`] for all, and the connection manager for those that need it.
+/// back: `prepare` for all, and the connection manager for those that need it.
 pub async fn serve(accepted: Accepted, worker: Rc<Worker>) {
     let mut record = Recording::new(accepted.record(&worker), worker.shared.records.clone());
     let _total = Active::new(&worker.shared.runtime.stats.server.total_connections);

@@ -2,7 +2,7 @@
 //!
 //! Before it: [`crate::dispatch`], which says for each destination which endpoints there are, and how often. After it: the
 //! connect hooks, which see the old choice of a destination or the new one, whole. Nothing that a hook may still be reading
-//! is written over: a slice or a number that is no longer named rests for [`REST`] before it is given away again.
+//! is written over: a slice or a number that is no longer named rests for `REST` before it is given away again.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

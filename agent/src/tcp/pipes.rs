@@ -1,6 +1,6 @@
 //! Pipes through which `splice(2)` hands bytes from one socket to another without copying them.
 //!
-//! Before: [`super::direction`], which takes one for as long as bytes are in it. After: nothing. A pipe that comes back is
+//! Before: `direction`, which takes one for as long as bytes are in it. After: nothing. A pipe that comes back is
 //! empty; one that does not is closed with what was in it, so bytes of one connection never reach another. When there is
 //! no pipe to be had, bytes are copied.
 

@@ -2,7 +2,7 @@
 //!
 //! Before: [`super::proxy`], which connected the two. After: nothing; it reports how it ended. It must not know where
 //! the sockets came from. One task serves both directions: it waits until a socket is ready, and lets each
-//! [`super::direction`] move what can be moved.
+//! `direction` move what can be moved.
 
 use std::io;
 use std::net::Shutdown;

@@ -31,7 +31,7 @@ const HOSTS: &[(&str, &str)] = &[
 const PATHS: &[(&str, &str)] = &[("/ro", "ot/"), ("/ho", "me/")];
 
 /// Cargo writes the registry of each crate into its lock file.
-const EXEMPT: &[&str] = &["Cargo.lock"];
+const EXEMPT: &[&str] = &["Cargo.lock", "tests/pingora/Cargo.lock"];
 
 pub fn check() -> Result<()> {
     let needles = needles();

@@ -58,7 +58,7 @@ impl Sending {
     /// head; it is empty afterwards.
     ///
     /// # Errors
-    /// See [`SendError`].
+    /// See `SendError`.
     pub fn poll(
         &mut self,
         cx: &mut Context<'_>,

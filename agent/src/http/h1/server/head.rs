@@ -188,12 +188,8 @@ impl Facts {
             }
             header::EXPECT => self.expects = value.eq_ignore_ascii_case(b"100-continue"),
             header::TE => self.takes_trailers |= tokens(value).any(|token| token.eq_ignore_ascii_case(b"trailers")),
-            header::UPGRADE if tokens(value).all(is_ignorable) => {
-                if self.upgrade == Upgrade::None {
-                    self.upgrade = Upgrade::Ignored;
-                }
-            }
-            header::UPGRADE => self.upgrade = Upgrade::Wanted,
+            header::UPGRADE if !tokens(value).all(is_ignorable) => self.upgrade = Upgrade::Wanted,
+            header::UPGRADE if self.upgrade == Upgrade::None => self.upgrade = Upgrade::Ignored,
             _ => {}
         }
     }

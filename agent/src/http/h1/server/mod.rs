@@ -1,7 +1,7 @@
 //! The server side of HTTP/1: one client connection, request after request, in one task.
 //!
-//! Before: [`crate::http::connection`], with the accepted socket. After: [`crate::http::service`] for each request, called
-//! in place. The task waits for a head ([`head`]), has the request served and writes the answer ([`answer`]), and meanwhile
+//! Before: [`crate::http::connection`], with the accepted socket. After: `http::service` for each request, called
+//! in place. The task waits for a head (`head`), has the request served and writes the answer (`answer`), and meanwhile
 //! watches the client, the agent's end and the clock. What a request needs is allocated for it and goes with it, so that an
 //! idle connection is small.
 

@@ -4,7 +4,7 @@
 //! this finds the very row that a walk over all of them would find ([`super::decide`] walks where somebody wants to
 //! know about each row), and a property test holds it to that.
 //!
-//! Built once with the configuration. Paths are in a [`tree`]: prefixes, exact ones, and the beginnings of regular
+//! Built once with the configuration. Paths are in a `tree`: prefixes, exact ones, and the beginnings of regular
 //! expressions and templates. A row that asks for nothing but such a path is decided on by the walk down the tree
 //! alone. Of the others only those are tried, in order, whose path fits and which stand before that row.
 
