@@ -138,11 +138,24 @@ pub enum Verdict {
 #[inline(always)]
 #[must_use]
 pub fn decide(facts: &Facts<'_>) -> Verdict {
+    let mut known = *facts;
+    decide_with(&mut known, |_| ())
+}
+
+/// As [`decide`], for somebody to whom every fact costs something: those that `complete` fills in (`exempt`,
+/// `wildcard_exempt` and `heartbeat_age_ns`) are asked for only when all others say that the connection is taken.
+#[inline(always)]
+#[must_use]
+pub fn decide_with<'a>(facts: &mut Facts<'a>, complete: impl FnOnce(&mut Facts<'a>)) -> Verdict {
     if let Some(counter) = socket_out_of_scope(facts) {
         return Verdict::Pass(counter);
     }
     if let Some(counter) = destination_out_of_scope(facts) {
         return Verdict::Pass(counter);
+    }
+    complete(facts);
+    if is_own_listener(facts) {
+        return Verdict::Pass(Counter::PassedOwnListener);
     }
     if facts.heartbeat_age_ns > facts.settings.heartbeat_loss_ns {
         return match facts.settings.on_agent_loss() {
@@ -195,11 +208,6 @@ fn destination_out_of_scope(facts: &Facts<'_>) -> Option<Counter> {
     if ip.is_v6_link_local() {
         return Some(Counter::PassedLinkLocal);
     }
-    // Behind a wildcard stand all addresses of this machine, but not the same port of another: the agent enters the
-    // machine's addresses one by one, and 127.0.0.0/8, which cannot be entered, is asked for here.
-    if facts.exempt || (facts.wildcard_exempt && ip.is_loopback()) {
-        return Some(Counter::PassedOwnListener);
-    }
     let Some(rules) = facts.rules else {
         return Some(Counter::PassedUnconfigured);
     };
@@ -210,6 +218,13 @@ fn destination_out_of_scope(facts: &Facts<'_>) -> Option<Counter> {
         return Some(Counter::PassedNotIncluded);
     }
     None
+}
+
+/// Behind a wildcard stand all addresses of this machine, but not the same port of another: the agent enters the
+/// machine's addresses one by one, and 127.0.0.0/8, which cannot be entered, is asked for here.
+#[inline(always)]
+fn is_own_listener(facts: &Facts<'_>) -> bool {
+    facts.exempt || (facts.wildcard_exempt && facts.destination.ip().is_loopback())
 }
 
 #[cfg(test)]

@@ -139,11 +139,18 @@ impl ProcessTable {
         (self.restricted != 0).then(|| (self.netns_cookie, &self.rows[..used]))
     }
 
+    /// Whether it asks who in this network namespace the caller is. False: [`Self::chooses`] everybody there.
+    #[inline(always)]
+    #[must_use]
+    pub const fn asks_in(&self, netns_cookie: u64) -> bool {
+        self.restricted != 0 && self.netns_cookie == netns_cookie
+    }
+
     /// Are the caller's connections taken? `ancestor` as the kernel's `bpf_get_current_ancestor_cgroup_id`.
     #[inline(always)]
     #[must_use]
     pub fn chooses(&self, caller: &ProcessStamp, ancestor: impl Fn(u32) -> u64) -> bool {
-        if self.restricted == 0 || self.netns_cookie != caller.netns_cookie {
+        if !self.asks_in(caller.netns_cookie) {
             return true;
         }
         for (index, row) in self.rows.iter().enumerate() {

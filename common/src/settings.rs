@@ -111,12 +111,20 @@ pub enum Switch {
     Tracing = 2,
     /// Which of the two process tables is in force.
     Processes = 3,
-    /// Nonzero: some destinations are dispatched in the kernel.
+    /// Which kinds of destinations are dispatched in the kernel: bits of [`dispatching`].
     Dispatching = 4,
 }
 
 impl Switch {
     pub const COUNT: u32 = 5;
+}
+
+/// Bits of [`Switch::Dispatching`]; none: nothing is dispatched, and nothing is looked up.
+pub mod dispatching {
+    /// Some addresses.
+    pub const ADDRESSES: u64 = 1;
+    /// Some wildcard addresses.
+    pub const WILDCARDS: u64 = 1 << 1;
 }
 
 /// Key of the exempt map: an address that is never redirected, within one network namespace.

@@ -13,8 +13,8 @@ use waylay_common::{
     addr::{Endpoint, Ip},
     counter::Counter,
     event::{HookSide, RawEvent},
-    flow::{ProcessStamp, Role, SocketState},
-    policy::{Facts, Verdict, decide},
+    flow::{Role, SocketState},
+    policy::{Facts, Verdict, decide_with},
     settings::{ExemptKey, Placement, Settings, Switch},
 };
 
@@ -47,18 +47,19 @@ pub fn run(ctx: &SockAddrContext, family: Family) -> i32 {
     let addr = ctx.sock_addr;
     // SAFETY: the helper takes this hook's context.
     let netns_cookie = unsafe { bpf_get_netns_cookie(addr.cast()) };
-    let process = sockets::caller(netns_cookie);
     // Before any other question: the verifier walks the rows once for each state in which it comes to them.
-    let chosen = chosen(&process);
+    let chosen = chosen(netns_cookie);
     let sk = read!(addr, __bindgen_anon_1.sk);
     let destination = destination(addr, sk, family);
     let sockets = Sockets::of(sk);
 
-    let verdict = verdict(addr, sk, family, destination, (netns_cookie, chosen), sockets.role(), settings);
-    let counter = carry_out(verdict, addr, sockets, family, destination, &process);
+    let found = sockets.found();
+    let role = found.and_then(|state| state.role());
+    let verdict = verdict(addr, sk, family, destination, (netns_cookie, chosen), role, settings);
+    let counter = carry_out(verdict, addr, sockets, family, destination, (netns_cookie, found.is_some()));
     hook::count(counter);
     hook::trace(|| RawEvent {
-        process,
+        process: sockets::caller(netns_cookie),
         source: Endpoint::NONE,
         destination,
         counter: counter as u32,
@@ -114,9 +115,8 @@ fn verdict(
     role: Option<Role>,
     settings: &Settings,
 ) -> Verdict {
-    let wildcard = Endpoint::new(destination.ip().wildcard(), destination.port());
     let policy = hook::netns_entry(netns_cookie).outbound;
-    decide(&Facts {
+    let mut facts = Facts {
         protocol: read!(addr, protocol),
         role,
         destination,
@@ -127,18 +127,34 @@ fn verdict(
         redirecting: hook::switch(Switch::Redirecting) != 0,
         netns_enrolled: policy != 0,
         chosen,
-        exempt: WAYLAY_EXEMPT.get_ptr(ExemptKey::new(netns_cookie, destination)).is_some(),
-        wildcard_exempt: WAYLAY_EXEMPT.get_ptr(ExemptKey::new(netns_cookie, wildcard)).is_some(),
         rules: hook::rules(destination.ip(), policy, netns_cookie, |entry| entry.outbound),
-        heartbeat_age_ns: hook::now_ns().saturating_sub(hook::switch(Switch::Heartbeat)),
         settings,
+        // What most connections that pass never need to know.
+        exempt: false,
+        wildcard_exempt: false,
+        heartbeat_age_ns: 0,
+    };
+    decide_with(&mut facts, |facts| {
+        facts.exempt = is_exempt(netns_cookie, destination);
+        if destination.ip().is_loopback() {
+            let wildcard = Endpoint::new(destination.ip().wildcard(), destination.port());
+            facts.wildcard_exempt = is_exempt(netns_cookie, wildcard);
+        }
+        facts.heartbeat_age_ns = hook::now_ns().saturating_sub(hook::switch(Switch::Heartbeat));
     })
 }
 
-/// Is the caller one of the processes whose connections are taken?
 #[inline(always)]
-pub fn chosen(process: &ProcessStamp) -> bool {
-    WAYLAY_PROCS.get(hook::switch(Switch::Processes) as u32).is_none_or(|table| table.chooses(process, ancestor))
+fn is_exempt(netns_cookie: u64, listener: Endpoint) -> bool {
+    WAYLAY_EXEMPT.get_ptr(ExemptKey::new(netns_cookie, listener)).is_some()
+}
+
+/// Is the caller one of the processes whose connections are taken? Who it is, is asked only where it matters.
+#[inline(always)]
+pub fn chosen(netns_cookie: u64) -> bool {
+    WAYLAY_PROCS
+        .get(hook::switch(Switch::Processes) as u32)
+        .is_none_or(|table| !table.asks_in(netns_cookie) || table.chooses(&sockets::caller(netns_cookie), ancestor))
 }
 
 /// The caller's cgroup at a level of the hierarchy, whose root is level 0; 0 where it lies higher.
@@ -156,12 +172,13 @@ fn carry_out(
     sockets: Sockets,
     family: Family,
     destination: Endpoint,
-    process: &ProcessStamp,
+    (netns_cookie, remembered): (u64, bool),
 ) -> Counter {
     match verdict {
         Verdict::Redirect { to, counter } => {
             let Way { to, dispatched, counter } = dispatch::way(&destination, sockets, family, (to, counter));
-            if !sockets.remember(&SocketState::client(destination, *process, dispatched)) {
+            let process = sockets::caller(netns_cookie);
+            if !sockets.remember(&SocketState::client(destination, process, dispatched)) {
                 log::failure(Counter::PassedNoStorage, &destination);
                 return Counter::PassedNoStorage;
             }
@@ -170,7 +187,7 @@ fn carry_out(
         }
         Verdict::Pass(counter) => {
             // The same fd may have been redirected before: it must not keep the other connection's destination.
-            if counter != Counter::PassedBypass {
+            if remembered && counter != Counter::PassedBypass {
                 sockets.forget();
             }
             if matches!(counter, Counter::PassedUnconfigured | Counter::PassedNoListener) {

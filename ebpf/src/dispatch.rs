@@ -15,7 +15,7 @@ use waylay_common::{
     counter::Counter,
     dispatch::{Choice, Dispatched, Draw, Slot},
     limits,
-    settings::Switch,
+    settings::{Switch, dispatching},
 };
 
 use crate::{connect::Family, hook, sockets::Sockets};
@@ -53,8 +53,9 @@ pub struct Way {
 /// The way of a connection to `destination`; to `agent`, counted as `redirected`, unless the kernel dispatches it.
 #[inline(always)]
 pub fn way(destination: &Endpoint, sockets: Sockets, family: Family, (agent, redirected): (Endpoint, Counter)) -> Way {
-    if hook::switch(Switch::Dispatching) != 0
-        && let Some(slot) = WAYLAY_SLOTS.get(slot(destination))
+    let kinds = hook::switch(Switch::Dispatching);
+    if kinds != 0
+        && let Some(slot) = WAYLAY_SLOTS.get(slot(destination, kinds))
         && slot.target != 0
         && let Some((to, counter)) = endpoint(*slot, *destination, family)
     {
@@ -85,13 +86,20 @@ fn endpoint(slot: Slot, destination: Endpoint, family: Family) -> Option<(Endpoi
     Some((slot.endpoint, counter))
 }
 
-/// The slot that is drawn for `destination`; beyond the last one when the agent serves it. A function of its own, so that
+/// The slot that is drawn for `destination`, with the kinds of rows that there are ([`dispatching`]); beyond the last one when the agent serves it. A function of its own, so that
 /// the verifier does not walk it for each way to get here.
 #[inline(never)]
-fn slot(destination: &Endpoint) -> u32 {
-    let wildcard = Endpoint::new(destination.ip().wildcard(), destination.port());
-    // SAFETY: copied at once.
-    let entry = unsafe { WAYLAY_DISPATCH.get(destination).or_else(|| WAYLAY_DISPATCH.get(wildcard)).copied() };
+fn slot(destination: &Endpoint, kinds: u64) -> u32 {
+    let mut entry = None;
+    if kinds & dispatching::ADDRESSES != 0 {
+        // SAFETY: copied at once.
+        entry = unsafe { WAYLAY_DISPATCH.get(destination) }.copied();
+    }
+    if entry.is_none() && kinds & dispatching::WILDCARDS != 0 {
+        let wildcard = Endpoint::new(destination.ip().wildcard(), destination.port());
+        // SAFETY: as above.
+        entry = unsafe { WAYLAY_DISPATCH.get(wildcard) }.copied();
+    }
     let Some(entry) = entry else { return u32::MAX };
     // SAFETY: an array slot, valid while the program runs; volatile because the agent writes it meanwhile.
     let word = WAYLAY_CHOICES.get_ptr(entry).map_or(0, |word| unsafe { core::ptr::read_volatile(word) });

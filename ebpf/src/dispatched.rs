@@ -49,25 +49,36 @@ pub fn established(state: &mut SocketState) {
     state.dispatched.established_ns = hook::now_ns();
 }
 
-/// The socket goes from one state of TCP to another.
+/// Whether anything is to be learned when a socket goes to this state of TCP, the last one aside.
 #[inline(always)]
-pub fn changed(ops: *mut bpf_sock_ops, socket: &mut SocketState) {
-    let before = read!(ops, __bindgen_anon_1.args[0]);
+pub const fn tells(to: u32) -> bool {
+    matches!(to, state::CLOSE_WAIT | state::CLOSING | state::FIN_WAIT2)
+}
+
+/// The socket goes to a state that [`tells`].
+#[inline(always)]
+pub fn changed(ops: *mut bpf_sock_ops, socket: &mut SocketState, to: u32) {
     let dispatched = &mut socket.dispatched;
-    match read!(ops, __bindgen_anon_1.args[1]) {
-        state::CLOSE_WAIT | state::CLOSING => dispatched.marks |= mark::ENDPOINT_ENDED,
-        state::FIN_WAIT2 => {
-            dispatched.marks |= mark::CLIENT_END_ACKNOWLEDGED;
-            dispatched.received_at_half_close = read!(ops, bytes_received);
-        }
-        state::CLOSE if dispatched.marks & mark::CLOSED == 0 => {
-            dispatched.marks |= mark::CLOSED | last_marks(ops, before, dispatched.received_at_half_close);
-            let cookie = socket_cookie(ops);
-            if !tell(&SockOpsContext::new(ops), socket, Moment::Closed as u32 | before << BEFORE_SHIFT) {
-                let _ = WAYLAY_UNTOLD.insert(cookie, hook::now_ns(), 0);
-            }
-        }
-        _ => {}
+    if to == state::FIN_WAIT2 {
+        dispatched.marks |= mark::CLIENT_END_ACKNOWLEDGED;
+        dispatched.received_at_half_close = read!(ops, bytes_received);
+    } else {
+        dispatched.marks |= mark::ENDPOINT_ENDED;
+    }
+}
+
+/// The socket is closed.
+#[inline(always)]
+pub fn closed(ops: *mut bpf_sock_ops, socket: &mut SocketState) {
+    let dispatched = &mut socket.dispatched;
+    if dispatched.marks & mark::CLOSED != 0 {
+        return;
+    }
+    let before = read!(ops, __bindgen_anon_1.args[0]);
+    dispatched.marks |= mark::CLOSED | last_marks(ops, before, dispatched.received_at_half_close);
+    let cookie = socket_cookie(ops);
+    if !tell(&SockOpsContext::new(ops), socket, Moment::Closed as u32 | before << BEFORE_SHIFT) {
+        let _ = WAYLAY_UNTOLD.insert(cookie, hook::now_ns(), 0);
     }
 }
 

@@ -65,7 +65,7 @@ fn redirect(addr: *mut bpf_sock_addr, family: Family, settings: &Settings) -> Co
         bound_to_device: read!(sk, bound_dev_if) != 0,
         redirecting: hook::switch(Switch::Redirecting) != 0,
         netns_enrolled: place.answers_for(resolver),
-        chosen: connect::chosen(&sockets::caller(netns_cookie)),
+        chosen: connect::chosen(netns_cookie),
         excluded: hook::rules(resolver, policy, netns_cookie, |entry| entry.outbound)
             .is_some_and(|rules| rules.excludes(dns::PORT)),
         heartbeat_age_ns: hook::now_ns().saturating_sub(hook::switch(Switch::Heartbeat)),

@@ -9,7 +9,7 @@ use aya_ebpf::{
         generated::{bpf_get_current_cgroup_id, bpf_sk_storage_delete, bpf_sk_storage_get, bpf_skc_to_mptcp_sock},
     },
 };
-use waylay_common::flow::{ProcessStamp, Role, SocketState};
+use waylay_common::flow::{ProcessStamp, SocketState};
 
 use crate::{hook::now_ns, maps::WAYLAY_SOCKETS};
 
@@ -52,14 +52,14 @@ impl Sockets {
         Self { sk: sk.cast(), multipath }
     }
 
-    /// The role from before: of this socket, or a stamp on the multipath socket.
+    /// What is remembered from before: of this socket, or else of the multipath socket, which may carry a stamp.
     #[inline(always)]
-    pub fn role(&self) -> Option<Role> {
-        let role = state(self.sk).and_then(|state| state.role());
-        if role.is_some() || self.multipath.is_null() {
-            return role;
+    pub fn found<'a>(&self) -> Option<&'a SocketState> {
+        let state_of_sk = state(self.sk);
+        if state_of_sk.is_some() || self.multipath.is_null() {
+            return state_of_sk;
         }
-        state(self.multipath).and_then(|state| state.role())
+        state(self.multipath)
     }
 
     /// Whether it is a subflow.

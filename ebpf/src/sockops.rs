@@ -9,7 +9,7 @@
 use aya_ebpf::{
     bindings::{
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
-        BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, bpf_sock_ops,
+        BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock_ops,
     },
     helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_setsockopt, bpf_sock_ops_cb_flags_set},
     programs::SockOpsContext,
@@ -17,6 +17,7 @@ use aya_ebpf::{
 use waylay_common::{
     addr::{Endpoint, Ip},
     counter::Counter,
+    dispatch::state,
     flow::{FlowKey, HandoverEntry, Role, SocketState},
 };
 
@@ -24,7 +25,7 @@ use crate::{
     dispatched,
     hook::{self, read},
     log,
-    maps::{WAYLAY_FLOWS, WAYLAY_HANDOVER},
+    maps::{WAYLAY_FLOWS, WAYLAY_HANDOVER, WAYLAY_SETTINGS},
     sockets::{self, PROCEED, Sockets},
 };
 
@@ -38,7 +39,11 @@ pub fn run(ctx: &SockOpsContext) -> u32 {
         BPF_SOCK_OPS_TCP_CONNECT_CB => publish(ctx.ops),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => take(ctx.ops),
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => answered(ctx.ops),
-        BPF_SOCK_OPS_STATE_CB => changed(ctx.ops),
+        BPF_SOCK_OPS_STATE_CB => match read!(ctx.ops, __bindgen_anon_1.args[1]) {
+            state::CLOSE => closed(ctx.ops),
+            to if dispatched::tells(to) => changed(ctx.ops, to),
+            _ => {}
+        },
         _ => {}
     }
     PROCEED as u32
@@ -113,6 +118,9 @@ fn make_unreachable(ops: *mut bpf_sock_ops) {
 /// The agent's side, when the handshake is done and before accept(2) returns.
 #[inline(always)]
 fn take(ops: *mut bpf_sock_ops) {
+    if !is_agents_port(read!(ops, local_port) as u16) {
+        return;
+    }
     let ends = Ends::of(ops);
     let key = FlowKey::new(netns_cookie(ops), ends.remote, ends.local);
     // SAFETY: copied at once; only the two ends of this one connection ever touch the entry.
@@ -134,6 +142,14 @@ fn take(ops: *mut bpf_sock_ops) {
     let _ = WAYLAY_HANDOVER.remove(key);
 }
 
+/// Whether connections are redirected to this port. Most that are accepted in the cgroup are none of ours.
+#[inline(always)]
+fn is_agents_port(port: u16) -> bool {
+    WAYLAY_SETTINGS
+        .get(0)
+        .is_some_and(|settings| settings.redirect_v4.port() == port || settings.redirect_v6.port() == port)
+}
+
 /// The connecting side, when the handshake is done. Most sockets are none of ours, which the flags tell at once.
 #[inline(always)]
 fn answered(ops: *mut bpf_sock_ops) {
@@ -142,11 +158,19 @@ fn answered(ops: *mut bpf_sock_ops) {
     }
 }
 
-/// The connecting side again, at each change of its state.
+/// The connecting side again, at a change of its state that tells something of a dispatched connection.
 #[inline(always)]
-fn changed(ops: *mut bpf_sock_ops) {
+fn changed(ops: *mut bpf_sock_ops, to: u32) {
+    if let Some(state) = dispatched_state(ops) {
+        dispatched::changed(ops, state, to);
+    }
+}
+
+/// The connecting side, at its end.
+#[inline(always)]
+fn closed(ops: *mut bpf_sock_ops) {
     match dispatched_state(ops) {
-        Some(state) => dispatched::changed(ops, state),
+        Some(state) => dispatched::closed(ops, state),
         None => abandon(ops),
     }
 }
@@ -168,9 +192,6 @@ fn dispatched_state<'a>(ops: *mut bpf_sock_ops) -> Option<&'a mut SocketState> {
 /// connection's tuple may soon be another's.
 #[inline(always)]
 fn abandon(ops: *mut bpf_sock_ops) {
-    if read!(ops, __bindgen_anon_1.args[1]) != BPF_TCP_CLOSE {
-        return;
-    }
     let ends = Ends::of(ops);
     let key = FlowKey::new(netns_cookie(ops), ends.local, ends.remote);
     let cookie = socket_cookie(ops);

@@ -16,7 +16,7 @@ use waylay_common::{
     addr::Endpoint,
     dispatch::{Choice, SLICE_SLOTS_MAX},
     limits,
-    settings::Switch,
+    settings::{Switch, dispatching},
 };
 
 use super::{Kernel, KernelError, load::Loaded, maps};
@@ -95,8 +95,16 @@ impl DispatchTable {
         let gone: Vec<Endpoint> = self.rows.keys().filter(|key| !keys.contains(key)).copied().collect();
         let removed: Vec<_> = gone.into_iter().map(|key| self.remove(key, now)).collect();
         let written: Vec<_> = wanted.into_iter().map(|destination| self.put(destination, now)).collect();
-        let switched = self.kernel.set(Switch::Dispatching, u64::from(!self.rows.is_empty()));
+        let switched = self.kernel.set(Switch::Dispatching, self.kinds());
         removed.into_iter().chain(written).chain([switched]).collect()
+    }
+
+    /// For [`Switch::Dispatching`].
+    fn kinds(&self) -> u64 {
+        let kind = |key: &Endpoint| {
+            if key.ip().is_unspecified() { dispatching::WILDCARDS } else { dispatching::ADDRESSES }
+        };
+        self.rows.keys().map(kind).fold(0, |kinds, kind| kinds | kind)
     }
 
     fn put(&mut self, destination: Destination, now: Instant) -> Result<(), KernelError> {
