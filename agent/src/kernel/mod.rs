@@ -17,7 +17,7 @@
 //! before other programs (`BPF_F_PREORDER`, see `neighbours`).
 //!
 //! The verifier of 6.1 walks up to 3.4 times as many instructions of the same program as that of 6.18: of
-//! `waylay_connect6` some 317,000 for 94,000, seen before dispatch in the kernel came to it, which makes 118,000 on 6.18 and so
+//! `waylay_connect6` some 317,000 for 94,000, seen before dispatch in the kernel came to it, which makes 119,000 on 6.18 and so
 //! should make some 400,000 on 6.1. The longest walk that was seen there is `waylay_dns_con6` with 415,000; at 1,000,000 it
 //! gives up.
 
