@@ -3,7 +3,7 @@
 //! Written by the signal handler; read by every worker and connection.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
@@ -51,18 +51,26 @@ impl DrainControl {
         let deadline = Instant::now() + timeout;
         self.phase.send_replace(Phase::Draining { deadline });
         let finished = tokio::time::timeout_at(deadline, self.open.none()).await;
-        self.phase.send_replace(Phase::Closing);
+        self.close();
         if finished.is_ok() { 0 } else { self.open.count.load(SeqCst) }
     }
 
     /// Closes everything at once.
     pub fn close(&self) {
         self.phase.send_replace(Phase::Closing);
+        self.open.close();
     }
 
     /// Waits until nothing is open any more, after the forced close: long enough for records to be written.
     pub async fn closed(&self, timeout: Duration) {
         let _ = tokio::time::timeout(timeout, self.open.none()).await;
+    }
+}
+
+/// The agent is gone with it.
+impl Drop for DrainControl {
+    fn drop(&mut self) {
+        self.open.close();
     }
 }
 
@@ -86,8 +94,13 @@ impl Drain {
 
     /// Resolves when everything has to close.
     pub async fn closing(&self) {
-        let mut phase = self.phase.clone();
-        let _ = phase.wait_for(|phase| *phase == Phase::Closing).await;
+        // Before the look: whoever closes afterwards is heard. Every connection waits here all its life,
+        // so it is not the phase's own channel, whose waiting takes twice the memory.
+        let mut closing = std::pin::pin!(self.open.closing.notified());
+        closing.as_mut().enable();
+        if !self.open.is_closing.load(SeqCst) {
+            closing.await;
+        }
     }
 
     /// Counts one open connection until the guard is dropped.
@@ -115,9 +128,18 @@ struct OpenCount {
     count: AtomicUsize,
     /// Told whenever the count falls to zero.
     none: Notify,
+    /// Everything has to close.
+    is_closing: AtomicBool,
+    /// Told when it has.
+    closing: Notify,
 }
 
 impl OpenCount {
+    fn close(&self) {
+        self.is_closing.store(true, SeqCst);
+        self.closing.notify_waiters();
+    }
+
     /// Resolves when nothing is open.
     async fn none(&self) {
         loop {

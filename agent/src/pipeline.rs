@@ -67,6 +67,11 @@ impl Refusal {
     fn new(flags: ResponseFlags, details: impl Into<String>) -> Self {
         Self { flags, details: details.into() }
     }
+
+    fn note(self, record: &mut ConnectionRecord) {
+        record.flags.insert(self.flags);
+        record.details = Some(self.details);
+    }
 }
 
 /// Serves one connection, from accept to close.
@@ -76,36 +81,38 @@ impl Refusal {
 pub async fn serve(accepted: Accepted, worker: Rc<Worker>) {
     let mut record = Recording::new(accepted.record(&worker), worker.shared.records.clone());
     let _total = Active::new(&worker.shared.runtime.stats.server.total_connections);
-    let served = match Box::pin(prepare(accepted, &mut record, &worker)).await {
-        Ok(Prepared { open: _open, counted, job: ConnectionJob::Tcp(proxying) }) => {
-            proxying.run(&counted.listener.stats, &mut record, &worker).await;
-            Ok(())
-        }
-        Ok(Prepared { open: _open, counted, job: ConnectionJob::Http(job) }) => {
-            Box::pin(http(*job, &counted.listener.stats, &mut record, &worker)).await
-        }
-        Ok(Prepared { job: ConnectionJob::Over, .. }) => Ok(()),
-        Err(refusal) => Err(refusal),
+    let mut prepared = match Box::pin(prepare(accepted, &mut record, &worker)).await {
+        Ok(prepared) => prepared,
+        Err(refusal) => return refusal.note(&mut record),
     };
-    if let Err(refusal) = served {
-        record.flags.insert(refusal.flags);
-        record.details = Some(refusal.details);
+    // By reference: what is moved out of a value is kept twice as long as the task waits.
+    let stats = &prepared.counted.listener.stats;
+    match &mut prepared.job {
+        ConnectionJob::Tcp(proxying) => proxying.run(stats, &mut record, &worker).await,
+        ConnectionJob::Http(job) => {
+            if let Some(job) = job.take()
+                && let Err(refusal) = Box::pin(http(job, stats, &mut record, &worker)).await
+            {
+                refusal.note(&mut record);
+            }
+        }
+        ConnectionJob::Over => {}
     }
 }
 
-/// A connection of which is known what serves it.
+/// A connection of which is known what serves it. Dropped in this order: it is open until its sockets are closed.
 struct Prepared {
-    open: Open,
-    counted: Counted,
     job: ConnectionJob,
+    counted: Counted,
+    _open: Open,
 }
 
 /// What serves it.
 enum ConnectionJob {
     /// The TCP proxy, connected to an endpoint.
     Tcp(Proxying),
-    /// The connection manager.
-    Http(Box<HttpJob>),
+    /// The connection manager, until it is begun.
+    Http(Option<Box<HttpJob>>),
     /// Nobody any more: the record says why.
     Over,
 }
@@ -272,12 +279,12 @@ async fn route(
     record.server_first = server_first;
     record.info.server_name = findings.server_name.as_deref().map(Arc::from);
 
-    let Some(chain) = listener.chains.find(&facts) else {
+    let Some((chain, label)) = listener.chains.find_labelled(&facts) else {
         reset_on_drop(&stream);
         listener.stats.no_filter_chain_match.inc();
         return Err(Refusal::new(ResponseFlags::NO_ROUTE, "filter_chain_not_found"));
     };
-    record.info.filter_chain = Some(chain.label().into());
+    record.info.filter_chain = Some(label.clone());
     let job = match &chain.filter {
         NetworkFilter::Tcp(tcp) => {
             let early = early.filter(|early| early.serves(chain));
@@ -289,10 +296,10 @@ async fn route(
             let manager = manager.clone();
             let context =
                 ConnectionContext { info: record.info.clone(), behalf, snapshot, detected: findings.detected };
-            ConnectionJob::Http(Box::new(HttpJob { stream, context, manager }))
+            ConnectionJob::Http(Some(Box::new(HttpJob { stream, context, manager })))
         }
     };
-    Ok(Prepared { open, counted, job })
+    Ok(Prepared { job, counted, _open: open })
 }
 
 /// Looks at the first bytes, if anybody wants to. In memory of its own, which it gives back: the task lives on without it.
@@ -311,12 +318,12 @@ async fn detected(
 
 /// Hands the connection to the connection manager and takes over into the record how it ended.
 async fn http(
-    job: HttpJob,
+    job: Box<HttpJob>,
     stats: &ListenerStats,
     record: &mut ConnectionRecord,
     worker: &Rc<Worker>,
 ) -> Result<(), Refusal> {
-    let HttpJob { stream, context, manager } = job;
+    let HttpJob { stream, context, manager } = *job;
     let behalf = context.behalf.clone();
     let cut = async {
         let reason = behalf.cut(&worker.shared.drain).await;

@@ -138,10 +138,18 @@ pub struct Behalf {
 impl Behalf {
     /// Resolves when the connection must end now, with the reason in words.
     pub async fn cut(&self, drain: &Drain) -> &'static str {
-        tokio::select! {
-            () = drain.closing() => "drain deadline",
-            () = self.place.gone() => "the workload is gone",
+        if self.place.inside.is_none() {
+            drain.closing().await;
+            return "drain deadline";
         }
+        // In memory of its own: most connections never need it.
+        Box::pin(async {
+            tokio::select! {
+                () = drain.closing() => "drain deadline",
+                () = self.place.gone() => "the workload is gone",
+            }
+        })
+        .await
     }
 
     /// Statistics of the pod whose connection is served; `None` outside of pods.

@@ -151,6 +151,8 @@ impl FilterChain {
 pub struct FilterChains {
     all: Vec<Arc<FilterChain>>,
     default: Option<Arc<FilterChain>>,
+    /// Of `all`, and then of the default one. Every connection's record names its chain.
+    labels: Vec<Arc<str>>,
     index: Index,
 }
 
@@ -190,7 +192,11 @@ impl FilterChains {
             taken.dedup();
             conflicts.extend(taken.into_iter().map(|first| ChainConflict::between(&all[first], chain)));
         }
-        if conflicts.is_empty() { Ok(Self { all, default, index }) } else { Err(conflicts) }
+        if !conflicts.is_empty() {
+            return Err(conflicts);
+        }
+        let labels = all.iter().chain(&default).map(|chain| chain.label().into()).collect();
+        Ok(Self { all, default, labels, index })
     }
 
     /// As configured, without the default one.
@@ -205,7 +211,15 @@ impl FilterChains {
 
     /// The chain that serves a connection, the default one included; `None` closes it (flag NR).
     pub fn find(&self, facts: &ConnectionFacts) -> Option<&Arc<FilterChain>> {
-        self.index.find(facts, &mut ()).map(|place| &self.all[place]).or(self.default.as_ref())
+        self.find_labelled(facts).map(|(chain, _)| chain)
+    }
+
+    /// As [`Self::find`], with the chain's label.
+    pub fn find_labelled(&self, facts: &ConnectionFacts) -> Option<(&Arc<FilterChain>, &Arc<str>)> {
+        match self.index.find(facts, &mut ()) {
+            Some(place) => Some((&self.all[place], &self.labels[place])),
+            None => self.default.as_ref().zip(self.labels.last()),
+        }
     }
 
     /// As [`Self::find`], by the same code, with all that was seen on the way.

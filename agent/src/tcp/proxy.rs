@@ -140,7 +140,7 @@ impl Proxying {
     pub async fn run(&self, stats: &ListenerStats, record: &mut ConnectionRecord, worker: &Worker) {
         let Self { client, connected: Connected { cluster, upstream, .. }, behalf, limits, splicing } = self;
         let pod = behalf.stats();
-        let account = |moved: Moved| {
+        let mut account = |moved: Moved| {
             record.bytes_received += moved.from_client;
             record.bytes_sent += moved.to_client;
             stats.downstream_cx_rx_bytes_total.add(moved.from_client);
@@ -155,7 +155,7 @@ impl Proxying {
         let cut_short = CutShort(&upstream.stream);
         let ended = tokio::select! {
             biased;
-            end = pump::run(client, &upstream.stream, worker, *limits, *splicing, account) => {
+            end = pump::run(client, &upstream.stream, worker, limits, *splicing, &mut account) => {
                 std::mem::forget(cut_short);
                 ended(end)
             }

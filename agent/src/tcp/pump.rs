@@ -4,14 +4,18 @@
 //! the sockets came from. One task serves both directions: it waits until a socket is ready, and lets each
 //! `direction` move what can be moved.
 
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::Shutdown;
+use std::pin::pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use socket2::SockRef;
 use tokio::io::{Interest, Ready};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use super::direction::{Announced, Broken, Direction, Turn};
 use super::{Splicing, reset_on_drop};
@@ -56,14 +60,14 @@ pub enum End {
 }
 
 /// Pumps until the end. `account` is told of all bytes as they move, so that the sums are right whenever the pump is
-/// dropped.
+/// dropped. What it is given by value would be kept twice for as long as the connection is open, so most is borrowed.
 pub async fn run(
     client: &TcpStream,
     endpoint: &TcpStream,
     worker: &Worker,
-    limits: Limits,
+    limits: &Limits,
     splicing: Splicing,
-    account: impl FnMut(Moved),
+    account: &mut impl FnMut(Moved),
 ) -> End {
     let (up, down) = (Direction::new(splicing), Direction::new(splicing));
     let end = Pump { client, endpoint, up, down, announced: Both::default(), account }.run(worker, limits).await;
@@ -81,7 +85,7 @@ struct Pump<'a, A> {
     up: Direction,
     down: Direction,
     announced: Both,
-    account: A,
+    account: &'a mut A,
 }
 
 /// What is known of the two senders.
@@ -107,10 +111,9 @@ impl<A: FnMut(Moved)> Pump<'_, A> {
         any
     }
 
-    async fn run(&mut self, worker: &Worker, limits: Limits) -> End {
+    async fn run(&mut self, worker: &Worker, limits: &Limits) -> End {
         let mut last_move = Instant::now();
-        let mut timer = std::pin::pin!(sleep_until(last_move));
-        let mut timer_set = false;
+        let mut timer = worker.timers.timer();
         loop {
             let turns = self.turn(worker);
             if self.report() {
@@ -128,25 +131,20 @@ impl<A: FnMut(Moved)> Pump<'_, A> {
                 continue;
             }
             let next = [limits.idle.map(|idle| last_move + idle), limits.deadline].into_iter().flatten().min();
-            // The timer is not moved with every byte: when it fires, it is set to what is right by then.
-            if let (Some(next), false) = (next, timer_set) {
-                timer.as_mut().reset(next);
-                timer_set = true;
-            }
-            tokio::select! {
-                biased;
-                ready = self.ready() => match ready {
-                    Ok(announced) => self.announced = announced,
-                    Err(end) => return end,
-                },
-                () = &mut timer, if timer_set => {
-                    timer_set = false;
-                    match next {
-                        Some(next) if next > Instant::now() => {}
-                        _ if limits.deadline.is_some_and(|deadline| deadline <= Instant::now()) => return End::Deadline,
-                        _ => return End::Idle,
-                    }
-                }
+            let ready = {
+                let mut ready = pin!(self.ready());
+                poll_fn(|cx| match (ready.as_mut().poll(cx), next) {
+                    (Poll::Ready(ready), _) => Poll::Ready(Some(ready)),
+                    (Poll::Pending, Some(next)) => timer.poll(cx, next).map(|()| None),
+                    (Poll::Pending, None) => Poll::Pending,
+                })
+                .await
+            };
+            match ready {
+                Some(Ok(announced)) => self.announced = announced,
+                Some(Err(end)) => return end,
+                None if limits.deadline.is_some_and(|deadline| deadline <= Instant::now()) => return End::Deadline,
+                None => return End::Idle,
             }
         }
     }
@@ -175,8 +173,34 @@ impl<A: FnMut(Moved)> Pump<'_, A> {
         Ok([up, down])
     }
 
-    /// Waits until one of the sockets is ready for what its directions need.
+    /// Waits until one of the sockets is ready for what its directions need. A connection that is only open waits for both
+    /// senders: the sockets have a place for whoever reads. What else there is to wait for is in memory of its own.
     async fn ready(&self) -> Result<Both, End> {
+        if self.up.reads() && self.down.reads() {
+            return poll_fn(|cx| self.poll_senders(cx)).await;
+        }
+        Box::pin(self.ready_for_some()).await
+    }
+
+    /// Ready when either has sent, ended or reset.
+    fn poll_senders(&self, cx: &mut Context<'_>) -> Poll<Result<Both, End>> {
+        let client = self.client.poll_read_ready(cx).is_ready();
+        let endpoint = self.endpoint.poll_read_ready(cx).is_ready();
+        if !client && !endpoint {
+            return Poll::Pending;
+        }
+        let told = |is_ready: bool, stream: &TcpStream, from: &Direction| match is_ready {
+            true => announced(readiness(stream), from),
+            false => Some(Announced::Nothing),
+        };
+        Poll::Ready(match (told(client, self.client, &self.up), told(endpoint, self.endpoint, &self.down)) {
+            (None, _) => Err(End::ClientReset),
+            (_, None) => Err(End::EndpointReset),
+            (Some(client), Some(endpoint)) => Ok(Both { client, endpoint }),
+        })
+    }
+
+    async fn ready_for_some(&self) -> Result<Both, End> {
         tokio::select! {
             ready = self.client.ready(interest(&self.up, &self.down)) => {
                 let client = announced(ready, &self.up).ok_or(End::ClientReset)?;
@@ -188,6 +212,12 @@ impl<A: FnMut(Moved)> Pump<'_, A> {
             }
         }
     }
+}
+
+/// What is known of a socket that may be read from, without waiting and without a system call.
+fn readiness(stream: &TcpStream) -> io::Result<Ready> {
+    let interest = Interest::READABLE.add(Interest::ERROR);
+    stream.ready(interest).now_or_never().unwrap_or(Ok(Ready::EMPTY))
 }
 
 /// What the socket that sends in `from` and receives in `to` has to be ready for.
