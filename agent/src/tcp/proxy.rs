@@ -173,12 +173,10 @@ impl Proxying {
 }
 
 /// Who speaks first to the endpoint. A client of this host has often spoken before its connection was looked at: one turn
-/// of the loop, which has to be waited for anyway, tells.
+/// of the loop, which has to be waited for anyway, tells. The runtime takes a new socket for readable until somebody has
+/// tried, so the socket itself is asked; a client that only seems to have spoken would keep a silent endpoint waiting.
 async fn first_word(client: &TcpStream) -> FirstWord {
-    let has_spoken = || {
-        let ready = client.ready(Interest::READABLE).now_or_never();
-        matches!(ready, Some(Ok(ready)) if ready.is_readable() && !ready.is_read_closed())
-    };
+    let has_spoken = || matches!(client.peek(&mut [0]).now_or_never(), Some(Ok(bytes)) if bytes > 0);
     if !has_spoken() {
         tokio::task::yield_now().await;
     }
@@ -259,4 +257,32 @@ fn not_connected(error: &ConnectError, flags: ResponseFlags, endpoint: EndpointA
         cause = error.source();
     }
     Failure { flags, details, endpoint: Some(endpoint) }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_speaks_first_is_asked_of_the_socket() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("its address");
+        let mut client = TcpStream::connect(address).await.expect("connected");
+        let (accepted, _) = listener.accept().await.expect("accepted");
+        assert_eq!(first_word(&accepted).await, FirstWord::Unknown);
+
+        client.write_all(b"hello").await.expect("sent");
+        accepted.readable().await.expect("readable");
+        assert_eq!(first_word(&accepted).await, FirstWord::Ours);
+
+        drop(client);
+        let (_silent, accepted) = {
+            let silent = TcpStream::connect(address).await.expect("connected");
+            (silent, listener.accept().await.expect("accepted").0)
+        };
+        assert_eq!(first_word(&accepted).await, FirstWord::Unknown);
+    }
 }

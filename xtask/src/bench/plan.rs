@@ -25,7 +25,7 @@ pub struct Plan {
 
 pub const FULL: Plan = Plan {
     name: "full",
-    rounds: 5,
+    rounds: 3,
     seconds: 1,
     starts: 5,
     connections: &[1, 32, 128],

@@ -44,21 +44,22 @@ impl Body {
                 if input.request != self.request {
                     return Poll::Ready(Err(DecodeError::Truncated.into()));
                 }
-                let input = &mut *input;
-                match input.decoder.decode(&mut input.buffer) {
-                    Ok(Decoded::More) => std::mem::take(&mut input.expects),
-                    Ok(decoded) => {
-                        // A client that sends it needs not to be asked for it.
-                        input.expects = false;
-                        return Poll::Ready(Ok(decoded));
-                    }
-                    Err(error) => {
-                        self.io.connection.wire.broken.set(true);
-                        return Poll::Ready(Err(error.into()));
-                    }
-                }
+                std::mem::take(&mut input.expects)
             };
+            // As Envoy does, also when the body came with the head: whoever asks gets an answer.
             self.io.poll_interim(cx, if asks { CONTINUE } else { &[] })?;
+            let decoded = {
+                let input = &mut *self.io.input.borrow_mut();
+                input.decoder.decode(&mut input.buffer)
+            };
+            match decoded {
+                Ok(Decoded::More) => {}
+                Ok(decoded) => return Poll::Ready(Ok(decoded)),
+                Err(error) => {
+                    self.io.connection.wire.broken.set(true);
+                    return Poll::Ready(Err(error.into()));
+                }
+            }
             if ready!(self.io.poll_fill_body(cx))? == 0 {
                 self.io.input.borrow_mut().decoder.end_of_input()?;
             }
