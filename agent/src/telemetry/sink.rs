@@ -1,7 +1,7 @@
 //! Where finished records go: to every configured access log, and to whoever watches the live trace.
 //!
 //! Before: [`super::record::Recording`], on the workers. After: one writer thread for each access log
-//! ([`super::writer`]). A worker formats its record into a buffer of its own; when too much waits in there, because the
+//! ([`super::writer`]). A worker formats its record into the log's buffer; when too much waits in there, because the
 //! thread cannot write, the record is dropped and counted (`server.access_log_dropped`).
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};

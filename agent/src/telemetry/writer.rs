@@ -1,16 +1,15 @@
-//! One access log: lines that wait, a buffer for each worker, and a thread that writes them out.
+//! One access log: lines that wait, and a thread that writes them out.
 //!
 //! Before: [`super::sink`], on the workers, which format their records themselves: nothing but text changes hands. After:
 //! the file, or standard output. The thread is woken when a first line waits and writes 100 ms later, or as soon as
-//! a worker has gathered 64 KiB. It is alone in waiting for a slow disk or a pipe that nobody reads.
+//! 64 KiB have gathered. It is alone in waiting for a slow disk or a pipe that nobody reads.
 
-use std::cell::Cell;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::Thread;
@@ -22,11 +21,8 @@ use super::record::Record;
 use super::stats::Registry;
 use super::{brief, json, text};
 
-/// Records of one worker that wait for one log: at most about 8 MiB.
+/// Records that wait for one log: at most about 8 MiB.
 pub const QUEUE_RECORDS: usize = 8192;
-
-/// Buffers of one log. Workers beyond it share them.
-const BUFFERS: usize = 16;
 
 /// Written at once when so much has gathered.
 const FLUSH_BYTES: usize = 64 * 1024;
@@ -61,13 +57,14 @@ pub struct Writer {
 /// What the workers and the thread share.
 #[derive(Debug, Default)]
 struct Waiting {
-    buffers: [Buffer; BUFFERS],
-    /// What the thread knows of them.
+    /// One for all workers: lines stand in the order in which what they tell of ended.
+    buffer: Buffer,
+    /// What the thread knows of it.
     knows: AtomicU8,
     orders: Mutex<Vec<Order>>,
 }
 
-/// Lines of one worker, alone on their cache lines.
+/// Lines of all workers, alone on their cache lines.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Buffer(Mutex<Lines>);
@@ -124,7 +121,7 @@ impl Writer {
 
     /// Takes a record's line, or drops and counts the record when too many wait.
     pub fn write(&self, record: &Record) {
-        let mut lines = self.waiting.buffers[buffer_index()].lock();
+        let mut lines = self.waiting.buffer.lock();
         if lines.records >= QUEUE_RECORDS {
             self.stats.server.access_log_dropped.inc();
             return;
@@ -145,7 +142,7 @@ impl Writer {
         self.tell(if length < FLUSH_BYTES { SOMETHING } else { PLENTY });
     }
 
-    /// Wakes the thread if it does not know. It forgets what it knows before it looks into the buffers: a line that it
+    /// Wakes the thread if it does not know. It forgets what it knows before it looks into the buffer: a line that it
     /// does not find there comes after that, and is told.
     fn tell(&self, news: u8) {
         if self.waiting.knows.load(Relaxed) < news && self.waiting.knows.fetch_max(news, Relaxed) < news {
@@ -181,19 +178,6 @@ impl Buffer {
     fn lock(&self) -> MutexGuard<'_, Lines> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Which buffer this thread's lines go to: always the same, so that they keep their order.
-fn buffer_index() -> usize {
-    static THREADS: AtomicUsize = AtomicUsize::new(0);
-    thread_local! {
-        static INDEX: Cell<Option<usize>> = const { Cell::new(None) };
-    }
-    INDEX.with(|index| {
-        let own = index.get().unwrap_or_else(|| THREADS.fetch_add(1, Relaxed) % BUFFERS);
-        index.set(Some(own));
-        own
-    })
 }
 
 impl Flushing {
@@ -258,22 +242,17 @@ impl WriterThread {
     fn write_out(&mut self) {
         // Before the first look: see `Writer::tell`. A lock lies between the two on either side.
         self.waiting.knows.store(NOTHING, Relaxed);
-        for index in 0..BUFFERS {
-            let records = {
-                let mut lines = self.waiting.buffers[index].lock();
-                if lines.text.is_empty() {
-                    continue;
-                }
-                std::mem::swap(&mut lines.text, &mut self.spare);
-                std::mem::take(&mut lines.records)
-            };
-            if let Err(error) = self.file.write_all(self.spare.as_bytes()) {
-                self.stats.server.access_log_dropped.add(records as u64);
-                self.warn("writing", &error);
-            }
-            self.spare.clear();
-            self.spare.shrink_to(KEPT_BYTES);
+        let records = {
+            let mut lines = self.waiting.buffer.lock();
+            std::mem::swap(&mut lines.text, &mut self.spare);
+            std::mem::take(&mut lines.records)
+        };
+        if let Err(error) = self.file.write_all(self.spare.as_bytes()) {
+            self.stats.server.access_log_dropped.add(records as u64);
+            self.warn("writing", &error);
         }
+        self.spare.clear();
+        self.spare.shrink_to(KEPT_BYTES);
     }
 
     fn reopen(&mut self) {
