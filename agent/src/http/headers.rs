@@ -9,6 +9,7 @@ use http::header::{self, Entry, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 
 use super::exchange::{X_FORWARDED_FOR, X_REQUEST_ID};
+use super::field::{lists, members};
 use super::refusal::Refusal;
 use super::{HttpConnectionManager, ServerHeader};
 
@@ -31,7 +32,7 @@ fn must_stay(name: &HeaderName) -> bool {
 /// The names in all `connection` headers.
 fn connection_tokens(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     let values = headers.get_all(header::CONNECTION).into_iter();
-    values.flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii)
+    values.flat_map(|value| members(value.as_bytes()))
 }
 
 /// Whether `connection` is one of the two that nearly all are. There is no header `close` (RFC 9110 section 7.6.1 reserves
@@ -132,13 +133,7 @@ pub fn sanitize_request(headers: &mut HeaderMap) {
     if rules.contain(Rules::TE)
         && let Entry::Occupied(mut te) = headers.entry(header::TE)
     {
-        let trailers = |value: &HeaderValue| {
-            value
-                .as_bytes()
-                .split(|byte| *byte == b',')
-                .any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"))
-        };
-        if te.iter().any(trailers) {
+        if te.iter().any(|value| lists(value.as_bytes(), "trailers")) {
             te.insert(HeaderValue::from_static("trailers"));
         } else {
             te.remove();

@@ -7,6 +7,7 @@ mod chunk;
 pub mod connection;
 mod downstream;
 mod exchange;
+mod field;
 mod gate;
 pub mod h1;
 pub mod headers;

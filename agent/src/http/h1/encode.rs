@@ -11,6 +11,8 @@ use http::uri::PathAndQuery;
 use http::{Method, StatusCode, Version};
 use http_body::Body;
 
+use crate::http::field::lists;
+
 /// What is known of a body before it is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Length {
@@ -149,19 +151,11 @@ pub fn chunk_start(out: &mut Vec<u8>, bytes: usize) {
 pub fn trailers(out: &mut Vec<u8>, trailers: &HeaderMap, announced: &[HeaderValue]) {
     out.extend_from_slice(b"0\r\n");
     for (name, value) in trailers {
-        if may_trail(name) && announced.iter().any(|names| lists(names, name)) {
+        if may_trail(name) && announced.iter().any(|names| lists(names.as_bytes(), name.as_str())) {
             field(out, name, value);
         }
     }
     out.extend_from_slice(b"\r\n");
-}
-
-/// Whether `names`, a list, has `name` in it.
-fn lists(names: &HeaderValue, name: &HeaderName) -> bool {
-    names
-        .as_bytes()
-        .split(|byte| *byte == b',')
-        .any(|one| one.trim_ascii().eq_ignore_ascii_case(name.as_str().as_bytes()))
 }
 
 /// RFC 9110 section 6.5.1: what the framing, the routing or the meaning of the message depends on comes before the body.

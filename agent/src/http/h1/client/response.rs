@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 
+use crate::http::field::{digits, lists, members};
 use crate::http::h1::decode::Decoder;
 
 /// Fields of one head: hyper's limit, and Envoy's default.
@@ -116,8 +117,8 @@ impl Reading {
             self.close |= lists(value, "close");
             self.keep_alive = !self.close && (self.keep_alive || lists(value, "keep-alive"));
         } else if *name == header::CONTENT_LENGTH {
-            for length in value.split(|byte| *byte == b',') {
-                let length = number(length.trim_ascii()).ok_or(ParseError::AmbiguousLength)?;
+            for length in members(value) {
+                let length = digits(length).ok_or(ParseError::AmbiguousLength)?;
                 if self.content_length.is_some_and(|other| other != length) {
                     return Err(ParseError::AmbiguousLength);
                 }
@@ -151,22 +152,6 @@ impl Reading {
             (false, None) => Ok(Decoder::until_close()),
         }
     }
-}
-
-/// Whether the list `value` has `token` in it.
-fn lists(value: &[u8], token: &str) -> bool {
-    value.split(|byte| *byte == b',').any(|one| one.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
-}
-
-/// Digits only: no sign, no space.
-fn number(digits: &[u8]) -> Option<u64> {
-    if digits.is_empty() {
-        return None;
-    }
-    digits.iter().try_fold(0_u64, |number, byte| {
-        let digit = char::from(*byte).to_digit(10)?;
-        number.checked_mul(10)?.checked_add(u64::from(digit))
-    })
 }
 
 #[cfg(test)]

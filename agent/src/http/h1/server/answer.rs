@@ -13,6 +13,7 @@ use http::{Method, Response, StatusCode, Version};
 use http_body::Body as _;
 
 use super::io::{Io, Output};
+use crate::http::field::lists;
 use crate::http::h1::encode::{self, CHUNK_END, Framing, LAST_CHUNK, Length, ResponseTo};
 use crate::http::response_body::{ResponseBody, ResponseBodyError};
 
@@ -55,7 +56,7 @@ pub enum AnswerError {
 /// See [`AnswerError`]. The client must not take what it got for complete.
 pub async fn send(io: &Io, to: AnswerTo, response: Response<ResponseBody>) -> Result<bool, AnswerError> {
     let (head, body) = response.into_parts();
-    let closing = head.headers.get_all(header::CONNECTION).iter().any(says_close);
+    let closing = head.headers.get_all(header::CONNECTION).iter().any(|value| lists(value.as_bytes(), "close"));
     let keep_alive = to.keep_alive && !closing && !io.connection.worker.shared.drain.is_draining();
     let mut output = Output::default();
     let answered = ResponseTo { method: &to.method, version: to.version, keep_alive };
@@ -71,10 +72,6 @@ pub async fn send(io: &Io, to: AnswerTo, response: Response<ResponseBody>) -> Re
     let mut answer = Answer { io, body, framing, announced, output, ended };
     poll_fn(|cx| answer.poll(cx)).await?;
     Ok(keep_alive && framing != Framing::UntilClose && !switched)
-}
-
-fn says_close(value: &HeaderValue) -> bool {
-    value.as_bytes().split(|byte| *byte == b',').any(|token| token.trim_ascii().eq_ignore_ascii_case(b"close"))
 }
 
 struct Answer<'a> {

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, StatusCode, Uri, Version};
 
+use crate::http::field::{digits, lists, members};
 use crate::http::refusal::Refusal;
 
 /// How many bytes and fields a head may have.
@@ -183,21 +184,16 @@ impl Facts {
     fn note(&mut self, name: &HeaderName, value: &[u8]) {
         match *name {
             header::CONNECTION => {
-                self.close |= tokens(value).any(|token| token.eq_ignore_ascii_case(b"close"));
-                self.keep_alive |= tokens(value).any(|token| token.eq_ignore_ascii_case(b"keep-alive"));
+                self.close |= lists(value, "close");
+                self.keep_alive |= lists(value, "keep-alive");
             }
             header::EXPECT => self.expects = value.eq_ignore_ascii_case(b"100-continue"),
-            header::TE => self.takes_trailers |= tokens(value).any(|token| token.eq_ignore_ascii_case(b"trailers")),
-            header::UPGRADE if !tokens(value).all(is_ignorable) => self.upgrade = Upgrade::Wanted,
+            header::TE => self.takes_trailers |= lists(value, "trailers"),
+            header::UPGRADE if !members(value).all(is_ignorable) => self.upgrade = Upgrade::Wanted,
             header::UPGRADE if self.upgrade == Upgrade::None => self.upgrade = Upgrade::Ignored,
             _ => {}
         }
     }
-}
-
-/// The members of a list.
-fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
-    value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
 }
 
 fn syntax() -> Refusal {
@@ -234,14 +230,6 @@ fn framing(request: &httparse::Request<'_, '_>) -> Result<Framing, Refusal> {
         (1, 0, _) if chunked => Ok(Framing::Chunked),
         _ => Err(Refusal::protocol(StatusCode::NOT_IMPLEMENTED, "http1.invalid_transfer_encoding", "Not Implemented")),
     }
-}
-
-/// A non-empty run of digits that fits.
-fn digits(value: &[u8]) -> Option<u64> {
-    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    std::str::from_utf8(value).ok()?.parse().ok()
 }
 
 /// The codec parses the target with [`http::Uri`], which is stricter than the tokenizer and silently drops a fragment.
