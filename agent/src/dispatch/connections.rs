@@ -11,8 +11,8 @@ use std::time::{Duration, SystemTime};
 use super::targets::{Target, Targets};
 use crate::addr::{ClientAddr, EndpointAddr, OrigDstAddr};
 use crate::cluster::endpoint::Endpoint;
-use crate::kernel::Process;
 use crate::kernel::dispatch::{ConnectionEvent, DispatchEvents, Ending, Moment, mark};
+use crate::kernel::{KernelError, Process};
 use crate::listener::{Dispatch, TrafficDirection};
 use crate::telemetry::ResponseFlags;
 use crate::telemetry::record::{ConnectionInfo, ConnectionRecord, Record};
@@ -58,6 +58,14 @@ const UNTOLD_INTERVAL: Duration = Duration::from_secs(1);
 impl Connections {
     pub fn new(shared: &Arc<Shared>, events: DispatchEvents) -> Self {
         Self { shared: shared.clone(), events, open: HashMap::new(), untold_at: None }
+    }
+
+    /// From now on there are connections to hear of.
+    ///
+    /// # Errors
+    /// They cannot be heard of.
+    pub fn listen(&mut self) -> Result<(), KernelError> {
+        self.events.open()
     }
 
     pub fn is_empty(&self) -> bool {

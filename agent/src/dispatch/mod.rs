@@ -73,6 +73,11 @@ impl Dispatcher {
         let wanted: Vec<_> =
             wanted(&snapshot).into_iter().map(|(listener, address)| self.destination(listener, address)).collect();
         self.targets.end();
+        if !self.followed.sets.is_empty()
+            && let Err(error) = self.connections.listen()
+        {
+            tracing::warn!(%error, "what the kernel tells of connections with `dispatch: kernel` cannot be read");
+        }
         if let Err(error) = self.table.replace(wanted) {
             tracing::warn!(%error, "not all listeners with `dispatch: kernel` are dispatched there");
         }

@@ -19,7 +19,7 @@ use waylay_common::{
     settings::{Switch, dispatching},
 };
 
-use super::{Kernel, KernelError, load::Loaded, maps};
+use super::{Kernel, KernelError, load::Loaded, maps, ring::Unmapped};
 
 pub use waylay_common::dispatch::{ConnectionEvent, Draw, Ending, Moment, Slot, mark};
 
@@ -230,25 +230,39 @@ pub(super) fn rows(
     Ok(rows)
 }
 
-/// The ring of dispatched connections.
+/// The ring of dispatched connections; mapped from the first destination on that the kernel dispatches.
 pub struct DispatchEvents {
-    ring: RingBuf<MapData>,
+    unmapped: Unmapped,
+    ring: Option<RingBuf<MapData>>,
     untold: HashMap<MapData, u64, u64>,
 }
 
 impl DispatchEvents {
     pub(super) fn new(loaded: &Loaded) -> Result<Self, KernelError> {
         Ok(Self {
-            ring: maps::typed(name::CONNECTIONS, loaded.map(name::CONNECTIONS)?)?,
+            unmapped: Unmapped::new(name::CONNECTIONS, loaded.map(name::CONNECTIONS)?),
+            ring: None,
             untold: maps::typed(name::UNTOLD, loaded.map(name::UNTOLD)?)?,
         })
+    }
+
+    /// There will be events. Calling it again changes nothing.
+    ///
+    /// # Errors
+    /// The ring cannot be mapped: the kernel keeps the events, as far as there is room, until a later call maps it.
+    pub fn open(&mut self) -> Result<(), KernelError> {
+        if self.ring.is_none() {
+            self.ring = Some(self.unmapped.map()?);
+        }
+        Ok(())
     }
 
     /// The next event; `None` when there is none at the moment. Never waits.
     #[expect(clippy::should_implement_trait, reason = "no iterator: None is not the end")]
     pub fn next(&mut self) -> Option<ConnectionEvent> {
+        let ring = self.ring.as_mut()?;
         loop {
-            if let Some(event) = ConnectionEvent::from_bytes(&self.ring.next()?) {
+            if let Some(event) = ConnectionEvent::from_bytes(&ring.next()?) {
                 return Some(event);
             }
         }

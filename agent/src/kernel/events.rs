@@ -5,7 +5,10 @@
 use std::{
     net::SocketAddr,
     os::fd::{AsRawFd, RawFd},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use aya::maps::{MapData, RingBuf};
@@ -16,7 +19,7 @@ use waylay_common::{
     settings::Switch,
 };
 
-use super::{KernelError, Process, maps};
+use super::{KernelError, Process, maps, ring::Unmapped};
 use crate::listener::TrafficDirection;
 
 /// What a hook did with a connection.
@@ -93,8 +96,9 @@ impl DecisionEvent {
 /// The ring, and the switch that makes the hooks fill it; shared by all clones of [`super::Kernel`].
 pub(super) struct Tracing {
     pub(super) switches: Arc<Mutex<maps::Switches>>,
-    /// `None` while a [`Trace`] has it.
-    pub(super) ring: Mutex<Option<RingBuf<MapData>>>,
+    pub(super) ring: Unmapped,
+    /// A [`Trace`] reads it.
+    pub(super) is_read: AtomicBool,
 }
 
 /// The reader of decisions; tracing is on as long as it lives.
@@ -102,15 +106,17 @@ pub(super) struct Tracing {
 /// Its descriptor becomes readable when there are events: wrap it in tokio's `AsyncFd`, and call [`Self::next`] until
 /// there is none before waiting again.
 pub struct Trace {
-    /// Always there but in `drop`.
-    ring: Option<RingBuf<MapData>>,
+    ring: RingBuf<MapData>,
     tracing: Arc<Tracing>,
 }
 
 impl Trace {
     pub(super) fn start(tracing: Arc<Tracing>) -> Result<Self, KernelError> {
-        let ring = lock(&tracing.ring).take().ok_or(KernelError::TraceBusy)?;
-        let mut trace = Self { ring: Some(ring), tracing };
+        let ring = tracing.ring.map()?;
+        if tracing.is_read.swap(true, Ordering::SeqCst) {
+            return Err(KernelError::TraceBusy);
+        }
+        let mut trace = Self { ring, tracing };
         // Events of an earlier reader that nobody took are not this reader's.
         while trace.next().is_some() {}
         maps::set_switch(&mut lock(&trace.tracing.switches), Switch::Tracing, 1)?;
@@ -120,9 +126,8 @@ impl Trace {
     /// The next decision; `None` when there is none at the moment. Never waits.
     #[expect(clippy::should_implement_trait, reason = "no iterator: None is not the end")]
     pub fn next(&mut self) -> Option<DecisionEvent> {
-        let ring = self.ring.as_mut()?;
         loop {
-            if let Some(event) = DecisionEvent::decode(&ring.next()?) {
+            if let Some(event) = DecisionEvent::decode(&self.ring.next()?) {
                 return Some(event);
             }
         }
@@ -131,7 +136,7 @@ impl Trace {
 
 impl AsRawFd for Trace {
     fn as_raw_fd(&self) -> RawFd {
-        self.ring.as_ref().map_or(-1, AsRawFd::as_raw_fd)
+        self.ring.as_raw_fd()
     }
 }
 
@@ -139,7 +144,7 @@ impl Drop for Trace {
     fn drop(&mut self) {
         // The switch can only fail to be set when the maps are gone, and then nothing is traced either.
         let _ = maps::set_switch(&mut lock(&self.tracing.switches), Switch::Tracing, 0);
-        *lock(&self.tracing.ring) = self.ring.take();
+        self.tracing.is_read.store(false, Ordering::SeqCst);
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
     fmt,
     net::IpAddr,
     os::fd::AsRawFd,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicBool},
 };
 
 use waylay_common::{
@@ -24,6 +24,7 @@ use super::{
     events::{Tracing, lock},
     load::Loaded,
     maps,
+    ring::Unmapped,
 };
 
 /// What workers need of the kernel; cheap to clone.
@@ -50,7 +51,7 @@ impl Kernel {
     pub(super) fn new(loaded: &Loaded, instance: u32, netns_cookie: u64) -> Result<Self, KernelError> {
         let sockets = || maps::typed(maps::name::SOCKETS, loaded.map(maps::name::SOCKETS)?);
         let switches = maps::typed(maps::name::SWITCHES, loaded.map(maps::name::SWITCHES)?)?;
-        let ring = maps::typed(maps::name::EVENTS, loaded.map(maps::name::EVENTS)?)?;
+        let ring = Unmapped::new(maps::name::EVENTS, loaded.map(maps::name::EVENTS)?);
         Ok(Self {
             instance,
             netns_cookie,
@@ -58,7 +59,11 @@ impl Kernel {
             stamps: Arc::new(Mutex::new(sockets()?)),
             counters: Arc::new(maps::typed(maps::name::COUNTERS, loaded.map(maps::name::COUNTERS)?)?),
             dns: Arc::new(DnsMaps::new(loaded)?),
-            tracing: Arc::new(Tracing { switches: Arc::new(Mutex::new(switches)), ring: Mutex::new(Some(ring)) }),
+            tracing: Arc::new(Tracing {
+                switches: Arc::new(Mutex::new(switches)),
+                ring,
+                is_read: AtomicBool::new(false),
+            }),
         })
     }
 

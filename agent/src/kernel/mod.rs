@@ -47,6 +47,7 @@ mod policies;
 pub mod policy;
 mod processes;
 pub mod requirements;
+mod ring;
 mod rival;
 mod rows;
 mod sockets;
