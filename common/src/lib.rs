@@ -16,6 +16,8 @@ pub mod event;
 pub mod flow;
 pub mod inbound;
 pub mod limits;
+#[cfg(feature = "user")]
+pub mod memory;
 pub mod netns;
 pub mod policy;
 pub mod processes;

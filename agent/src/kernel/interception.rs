@@ -160,6 +160,7 @@ impl Interception {
             // On a busy machine the verifier may have taken longer than the hooks' patience.
             interception.kernel.set(Switch::Heartbeat, clock::monotonic_ns())?;
         }
+        interception.loaded.forget_programs();
         if options.on_agent_loss == OnAgentLoss::Refuse {
             let pins = interception.pins.insert(PinDir::create(interception.place.cgroup.id(), instance)?);
             interception.links.pin(&pins.path)?;

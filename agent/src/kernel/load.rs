@@ -2,11 +2,11 @@
 //!
 //! After it: `attach`.
 
-use std::path::Path;
+use std::{collections::HashMap, path::Path};
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::MapData,
+    maps::{Map, MapData},
     programs::{CgroupSockAddr, CgroupSockopt, Program, ProgramError, SockOps},
 };
 
@@ -28,7 +28,12 @@ pub mod name {
 }
 
 /// The programs and maps of this build, in the kernel, attached to nothing.
-pub(super) struct Loaded(Ebpf);
+pub(super) struct Loaded {
+    /// With the log of the programs; `None` once they are attached.
+    programs: Option<Ebpf>,
+    /// All other maps, by name.
+    maps: HashMap<String, Map>,
+}
 
 impl Loaded {
     /// `handover_entries`: room for handshakes in flight; `flow_entries`: for the agent's own connections on the inbound
@@ -53,18 +58,26 @@ impl Loaded {
             };
             loaded.map_err(|source| KernelError::program(format!("load the program {name}"), source))?;
         }
-        Ok(Self(ebpf))
+        let names: Vec<String> =
+            ebpf.maps().map(|(name, _)| name.to_owned()).filter(|name| name != log::RING).collect();
+        let maps = names.into_iter().filter_map(|name| ebpf.take_map(&name).map(|map| (name, map))).collect();
+        Ok(Self { programs: Some(ebpf), maps })
+    }
+
+    /// Keeps the maps only. The programs live in the kernel for as long as links hold them; what is forgotten here is how
+    /// they were loaded, most of a megabyte.
+    pub(super) fn forget_programs(&mut self) {
+        self.programs = None;
     }
 
     /// The reader of what the programs log; there is one.
     pub(super) fn log(&mut self) -> Result<Log, KernelError> {
-        Log::new(&mut self.0)
+        Log::new(self.programs.as_mut().ok_or(KernelError::Incomplete(log::RING))?)
     }
 
     /// A handle of its own on the map `name`.
     pub(super) fn map(&self, name: &'static str) -> Result<MapData, KernelError> {
-        use aya::maps::Map;
-        let map = self.0.map(name).ok_or(KernelError::Incomplete(name))?;
+        let map = self.maps.get(name).ok_or(KernelError::Incomplete(name))?;
         let data = match map {
             Map::Array(data)
             | Map::HashMap(data)
@@ -101,7 +114,8 @@ impl Loaded {
     where
         &'a mut T: TryFrom<&'a mut Program>,
     {
-        let program = self.0.program_mut(name).ok_or(KernelError::Incomplete(name))?;
+        let programs = self.programs.as_mut().ok_or(KernelError::Incomplete(name))?;
+        let program = programs.program_mut(name).ok_or(KernelError::Incomplete(name))?;
         program.try_into().map_err(|_| KernelError::Incomplete(name))
     }
 }

@@ -9,6 +9,8 @@ use super::KernelError;
 
 /// What the agent's log calls the kernel's side.
 const TARGET: &str = "waylay::ebpf";
+/// The programs' log, as aya-log names it.
+pub(super) const RING: &str = "AYA_LOGS";
 const READER: &str = "reading the log of the kernel programs";
 
 /// The reader of the programs' log.
@@ -17,7 +19,7 @@ pub struct Log(EbpfLogger<Forward>);
 impl Log {
     pub(super) fn new(ebpf: &mut aya::Ebpf) -> Result<Self, KernelError> {
         EbpfLogger::init_with_logger(ebpf, Forward).map(Self).map_err(|error| match error {
-            aya_log::Error::MapNotFound => KernelError::Incomplete("AYA_LOGS"),
+            aya_log::Error::MapNotFound => KernelError::Incomplete(RING),
             other => KernelError::io(READER, std::io::Error::other(other)),
         })
     }

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::notify::ServiceManager;
-use super::{Command, RECORDS_TIMEOUT, ServerError, Serving, SignalHandling, shutting_down};
+use super::{Command, RECORDS_TIMEOUT, ServerError, Serving, SignalHandling, shutting_down, tidy};
 use crate::signal::{Signals, Wish};
 
 /// Between the last redirection and closing the listening sockets: a connect that a hook redirected just before it was
@@ -32,6 +32,7 @@ impl Serving {
             self.service = ServiceManager::from_environment().map_err(ServerError::start(thread))?;
         }
         tokio::spawn(self.service.watchdog(self.shared.clone()));
+        tokio::spawn(tidy::keep_tidy(self.shared.clone()));
         self.service.ready(self.shared.snapshot.load().origin.version);
         tracing::info!("{}", if self.attached.is_some() { "ready, and intercepting" } else { "ready" });
         if let Ending::Drain = self.until_stopped(&mut signals).await {

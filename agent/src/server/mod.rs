@@ -12,6 +12,7 @@ mod life;
 mod notify;
 mod pods;
 mod reload;
+mod tidy;
 
 use std::collections::BTreeMap;
 use std::io;
