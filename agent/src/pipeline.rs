@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 
 use crate::addr::{ClientAddr, OrigDstAddr};
 use crate::drain::Open;
-use crate::http::{self, ConnectionContext, HttpConnectionManager};
+use crate::http::{self, ConnectionContext};
 use crate::kernel::Process;
 use crate::listener::chain::ConnectionFacts;
 use crate::listener::filter::Detected;
@@ -77,8 +77,12 @@ impl Refusal {
 /// Serves one connection, from accept to close.
 ///
 /// Its memory is that of a connection which is only open, so what it takes to get there is in memory of its own, and given
-/// back: `prepare` for all, and the connection manager for those that need it.
-pub async fn serve(accepted: Accepted, worker: Rc<Worker>) {
+/// back. That begins with what it is given: a future keeps room for it to its end.
+pub fn serve(accepted: Accepted, worker: Rc<Worker>) -> impl Future<Output = ()> {
+    serve_boxed(Box::new(accepted), worker)
+}
+
+async fn serve_boxed(accepted: Box<Accepted>, worker: Rc<Worker>) {
     let mut record = Recording::new(accepted.record(&worker), worker.shared.records.clone());
     let _total = Active::new(&worker.shared.runtime.stats.server.total_connections);
     let mut prepared = match Box::pin(prepare(accepted, &mut record, &worker)).await {
@@ -89,10 +93,8 @@ pub async fn serve(accepted: Accepted, worker: Rc<Worker>) {
     let stats = &prepared.counted.listener.stats;
     match &mut prepared.job {
         ConnectionJob::Tcp(proxying) => proxying.run(stats, &mut record, &worker).await,
-        ConnectionJob::Http(job) => {
-            if let Some(job) = job.take()
-                && let Err(refusal) = Box::pin(http(job, stats, &mut record, &worker)).await
-            {
+        ConnectionJob::Http(serving) => {
+            if let Err(refusal) = http(serving, stats, &mut record, &worker).await {
                 refusal.note(&mut record);
             }
         }
@@ -111,22 +113,15 @@ struct Prepared {
 enum ConnectionJob {
     /// The TCP proxy, connected to an endpoint.
     Tcp(Proxying),
-    /// The connection manager, until it is begun.
-    Http(Option<Box<HttpJob>>),
+    /// The connection manager.
+    Http(http::connection::Serving),
     /// Nobody any more: the record says why.
     Over,
 }
 
-/// What the connection manager serves.
-struct HttpJob {
-    stream: TcpStream,
-    context: ConnectionContext,
-    manager: Arc<HttpConnectionManager>,
-}
-
 /// From accept to where only bytes or requests are left to be handed on.
 async fn prepare(
-    accepted: Accepted,
+    accepted: Box<Accepted>,
     record: &mut Recording<ConnectionRecord>,
     worker: &Rc<Worker>,
 ) -> Result<Prepared, Refusal> {
@@ -141,7 +136,7 @@ async fn prepare(
             behalf.original_dst = arrival.original_dst;
             record.info.original_dst = arrival.original_dst;
             record.info.process = arrival.process;
-            route(accepted, behalf, record, worker).await
+            route(*accepted, behalf, record, worker).await
         }
         Err(refusal) => {
             reset_on_drop(&accepted.stream);
@@ -296,7 +291,7 @@ async fn route(
             let manager = manager.clone();
             let context =
                 ConnectionContext { info: record.info.clone(), behalf, snapshot, detected: findings.detected };
-            ConnectionJob::Http(Some(Box::new(HttpJob { stream, context, manager })))
+            ConnectionJob::Http(http::connection::Serving::new(stream, context, manager, worker.clone()))
         }
     };
     Ok(Prepared { job, counted, _open: open })
@@ -318,20 +313,19 @@ async fn detected(
 
 /// Hands the connection to the connection manager and takes over into the record how it ended.
 async fn http(
-    job: Box<HttpJob>,
+    serving: &mut http::connection::Serving,
     stats: &ListenerStats,
     record: &mut ConnectionRecord,
     worker: &Rc<Worker>,
 ) -> Result<(), Refusal> {
-    let HttpJob { stream, context, manager } = *job;
-    let behalf = context.behalf.clone();
+    let behalf = serving.behalf().clone();
     let cut = async {
         let reason = behalf.cut(&worker.shared.drain).await;
-        tokio::time::sleep(HTTP_CLOSE_GRACE).await;
+        worker.timers.sleep(HTTP_CLOSE_GRACE).await;
         reason
     };
     let end = tokio::select! {
-        end = http::connection::serve(stream, context, manager, worker.clone()) => end,
+        end = serving.run() => end,
         reason = cut => return Err(Refusal::new(ResponseFlags::LOCAL_RESET, reason)),
     };
     stats.downstream_cx_rx_bytes_total.add(end.bytes_received);
@@ -394,6 +388,6 @@ mod tests {
     fn a_connection_takes_little_memory() {
         // The task of every connection that is open, whatever it does at the moment.
         let bytes = size_of_future(serve);
-        assert!(bytes <= 2304, "{bytes} bytes");
+        assert!(bytes <= 1024, "{bytes} bytes");
     }
 }

@@ -67,7 +67,7 @@ pub struct Connection {
     idle_since: Cell<Instant>,
     flags: Cell<ResponseFlags>,
     details: RefCell<Option<String>>,
-    tunnel: RefCell<Option<Tunnel>>,
+    tunnel: Cell<Option<Box<Tunnel>>>,
     lingers: Cell<bool>,
     cut_off: Cell<bool>,
     closing: Cell<bool>,
@@ -90,7 +90,7 @@ impl Connection {
             idle_since: Cell::new(Instant::now()),
             flags: Cell::new(ResponseFlags::NONE),
             details: RefCell::new(None),
-            tunnel: RefCell::new(None),
+            tunnel: Cell::new(None),
             lingers: Cell::new(false),
             cut_off: Cell::new(false),
             closing: Cell::new(false),
@@ -136,7 +136,7 @@ impl Connection {
     /// The connection is given to `tunnel` when the codec is done with it.
     pub fn prepare_tunnel(&self, tunnel: Tunnel) {
         self.manager.stats.downstream_cx_upgrades_total.inc();
-        *self.tunnel.borrow_mut() = Some(tunnel);
+        self.tunnel.set(Some(Box::new(tunnel)));
     }
 
     /// The client may still be sending when the connection is closed.
@@ -150,8 +150,8 @@ impl Connection {
     }
 
     /// The tunnel that the connection is to become.
-    pub fn take_tunnel(&self) -> Option<Tunnel> {
-        self.tunnel.borrow_mut().take()
+    pub fn take_tunnel(&self) -> Option<Box<Tunnel>> {
+        self.tunnel.take()
     }
 
     /// A response was cut off whose end is the connection's.
@@ -256,28 +256,83 @@ pub async fn serve(
     manager: Arc<HttpConnectionManager>,
     worker: Rc<Worker>,
 ) -> ConnectionEnd {
-    let detected = context.detected;
-    let connection = Rc::new(Connection::new(context, manager, worker));
-    let rest = match (connection.manager.codec_type, detected) {
-        (CodecType::Http2, _) | (CodecType::Auto, Some(Detected::H2c)) => Rest::Http2(stream, BytesMut::new()),
-        (CodecType::Http1, _) | (CodecType::Auto, Some(Detected::Http10 | Detected::Http11)) => {
-            h1::server::run(&connection, stream, Spoken::Http1).await
+    Serving::new(stream, context, manager, worker).run().await
+}
+
+/// A client's connection that is about to be served. It is made apart from the future that serves it: what a future is
+/// given it holds twice.
+pub struct Serving {
+    connection: Rc<Connection>,
+    begins: Begins,
+}
+
+/// How a connection begins.
+enum Begins {
+    /// With HTTP/1, perhaps; until it is over.
+    Http1(Option<h1::server::Server>),
+    /// With HTTP/2; until it is begun.
+    Http2(Option<TcpStream>),
+}
+
+impl Serving {
+    /// Chooses the codec.
+    pub fn new(
+        stream: TcpStream,
+        context: ConnectionContext,
+        manager: Arc<HttpConnectionManager>,
+        worker: Rc<Worker>,
+    ) -> Self {
+        let detected = context.detected;
+        let connection = Rc::new(Connection::new(context, manager, worker));
+        let spoken = match (connection.manager.codec_type, detected) {
+            (CodecType::Http2, _) | (CodecType::Auto, Some(Detected::H2c)) => None,
+            (CodecType::Http1, _) | (CodecType::Auto, Some(Detected::Http10 | Detected::Http11)) => Some(Spoken::Http1),
+            (CodecType::Auto, Some(Detected::Tls) | None) => Some(Spoken::Either),
+        };
+        let begins = match spoken {
+            Some(spoken) => Begins::Http1(Some(h1::server::Server::new(&connection, stream, spoken))),
+            None => Begins::Http2(Some(stream)),
+        };
+        Self { connection, begins }
+    }
+
+    /// On whose behalf it is served.
+    pub fn behalf(&self) -> &Behalf {
+        &self.connection.behalf
+    }
+
+    /// Serves the connection until it ends.
+    pub async fn run(&mut self) -> ConnectionEnd {
+        let connection = &self.connection;
+        let rest = match &mut self.begins {
+            Begins::Http1(server) => match server.as_mut() {
+                Some(running) => {
+                    let conclusion = running.run().await;
+                    server.take().map_or(Rest::Nothing, |server| server.rest(conclusion))
+                }
+                None => Rest::Nothing,
+            },
+            Begins::Http2(stream) => stream.take().map_or(Rest::Nothing, |stream| Rest::Http2(stream, BytesMut::new())),
+        };
+        // Of a connection that only waits for requests, this future would be the largest part.
+        if !matches!(rest, Rest::Nothing) {
+            Box::pin(finish(connection, rest)).await;
         }
-        (CodecType::Auto, Some(Detected::Tls) | None) => h1::server::run(&connection, stream, Spoken::Either).await,
-    };
-    // Of a connection that only waits for requests, these futures would be the largest part.
+        connection.end()
+    }
+}
+
+/// What comes when no more HTTP/1 requests do.
+async fn finish(connection: &Rc<Connection>, rest: Rest) {
     match rest {
         Rest::Nothing => {}
-        Rest::Linger(lingering) => unless_forced(&connection, lingering).await,
-        Rest::Http2(stream, first) => {
-            unless_forced(&connection, Box::pin(serve_http2(&connection, stream, first))).await;
-        }
+        Rest::Linger(lingering) => unless_forced(connection, lingering).await,
+        Rest::Http2(stream, first) => unless_forced(connection, serve_http2(connection, stream, first)).await,
         Rest::Tunnel(stream, first, tunnel) => {
             let gate = Gate::new(stream, BytesMut::new(), connection.wire.clone());
-            unless_forced(&connection, Box::pin(tunnel.run(gate, first))).await;
+            unless_forced(connection, tunnel.run(gate, first)).await;
         }
     }
-    connection.end()
 }
 
 /// `served`, unless the agent closes everything first.

@@ -15,6 +15,7 @@ mod tests;
 
 use std::future::{Future, poll_fn};
 use std::net::Shutdown;
+use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -69,30 +70,6 @@ pub enum Rest {
     Linger(Pin<Box<dyn Future<Output = ()>>>),
 }
 
-/// Serves `stream` until its last response is written.
-pub async fn run(connection: &Rc<Connection>, stream: TcpStream, spoken: Spoken) -> Rest {
-    let mut server = Server::new(connection, stream, spoken);
-    loop {
-        let (exchange, upgrade): (Pin<Box<dyn Future<Output = _>>>, _) = match poll_fn(|cx| server.poll_head(cx)).await
-        {
-            Next::Request(head) => {
-                let upgrade = head.upgrade && head.framing == Framing::Length(0);
-                (Box::pin(serve(server.io.clone(), *head)), upgrade)
-            }
-            Next::Refused(refusal) => (Box::pin(refuse(server.io.clone(), refusal)), false),
-            Next::Http2 => return server.into_http2(),
-            Next::Close => return Rest::Nothing,
-        };
-        let served = server.watched(exchange, upgrade).await;
-        match server.conclude(served) {
-            Conclusion::NextRequest => {}
-            Conclusion::Tunnel(tunnel) => return server.into_tunnel(tunnel),
-            Conclusion::Linger => return server.into_lingering(),
-            Conclusion::Close => return Rest::Nothing,
-        }
-    }
-}
-
 type Exchange = Pin<Box<dyn Future<Output = Result<bool, AnswerError>>>>;
 
 async fn serve(io: Rc<Io>, head: Head) -> Result<bool, AnswerError> {
@@ -130,15 +107,20 @@ enum Served {
     GivenUp,
 }
 
-/// What comes after it.
-enum Conclusion {
-    NextRequest,
+/// What comes after the last exchange.
+pub enum Conclusion {
+    /// The client speaks HTTP/2.
+    Http2,
+    /// The connection changes its protocol.
     Tunnel(Box<Tunnel>),
+    /// The client may still be sending.
     Linger,
+    /// Nothing.
     Close,
 }
 
-struct Server {
+/// One client connection that speaks HTTP/1, perhaps.
+pub struct Server {
     io: Rc<Io>,
     limits: HeadLimits,
     spoken: Spoken,
@@ -151,7 +133,8 @@ struct Server {
 }
 
 impl Server {
-    fn new(connection: &Rc<Connection>, stream: TcpStream, spoken: Spoken) -> Self {
+    /// Waits for the first request of `connection`, whose socket is `stream`.
+    pub fn new(connection: &Rc<Connection>, stream: TcpStream, spoken: Spoken) -> Self {
         let manager = &connection.manager;
         if spoken == Spoken::Http1 {
             manager.stats.downstream_cx_http1_total.inc();
@@ -171,6 +154,43 @@ impl Server {
         }
     }
 
+    /// Serves requests until the last response is written.
+    pub async fn run(&mut self) -> Conclusion {
+        loop {
+            let (exchange, upgrade) = match poll_fn(|cx| self.poll_next(cx)).await {
+                ControlFlow::Continue(exchange) => exchange,
+                ControlFlow::Break(conclusion) => return conclusion,
+            };
+            let served = self.watched(exchange, upgrade).await;
+            if let ControlFlow::Break(conclusion) = self.conclude(served) {
+                return conclusion;
+            }
+        }
+    }
+
+    /// What is to be done when no more requests come.
+    pub fn rest(self, conclusion: Conclusion) -> Rest {
+        match conclusion {
+            Conclusion::Http2 => self.into_http2(),
+            Conclusion::Tunnel(tunnel) => self.into_tunnel(tunnel),
+            Conclusion::Linger => self.into_lingering(),
+            Conclusion::Close => Rest::Nothing,
+        }
+    }
+
+    /// The exchange of the next head, and whether it may be an upgrade.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<ControlFlow<Conclusion, (Exchange, bool)>> {
+        Poll::Ready(match ready!(self.poll_head(cx)) {
+            Next::Request(head) => {
+                let upgrade = head.upgrade && head.framing == Framing::Length(0);
+                ControlFlow::Continue((Box::pin(serve(self.io.clone(), *head)), upgrade))
+            }
+            Next::Refused(refusal) => ControlFlow::Continue((Box::pin(refuse(self.io.clone(), refusal)), false)),
+            Next::Http2 => ControlFlow::Break(Conclusion::Http2),
+            Next::Close => ControlFlow::Break(Conclusion::Close),
+        })
+    }
+
     fn connection(&self) -> &Rc<Connection> {
         &self.io.connection
     }
@@ -186,7 +206,7 @@ impl Server {
             }
             match self.phases.poll(cx) {
                 Phase::Serving => {}
-                Phase::Draining { .. } => return Poll::Ready(Next::Close),
+                Phase::Draining => return Poll::Ready(Next::Close),
                 Phase::Closing => {
                     self.connection().force_closed();
                     return Poll::Ready(Next::Close);
@@ -280,10 +300,11 @@ impl Server {
         served
     }
 
-    fn conclude(&mut self, served: Served) -> Conclusion {
+    /// Breaks when no request follows.
+    fn conclude(&mut self, served: Served) -> ControlFlow<Conclusion> {
         let connection = &self.io.connection;
         match served {
-            Served::GivenUp => Conclusion::Close,
+            Served::GivenUp => ControlFlow::Break(Conclusion::Close),
             Served::Done(Err(error)) => {
                 tracing::debug!(error = &error as &dyn std::error::Error, "a response did not reach its client");
                 if let AnswerError::Io(_) = error {
@@ -292,18 +313,19 @@ impl Server {
                 if connection.is_cut_off() {
                     let _ = self.io.stream.set_zero_linger();
                 }
-                Conclusion::Close
+                ControlFlow::Break(Conclusion::Close)
             }
             Served::Done(Ok(keep_alive)) => {
                 if let Some(tunnel) = connection.take_tunnel() {
-                    return Conclusion::Tunnel(Box::new(tunnel));
+                    return ControlFlow::Break(Conclusion::Tunnel(tunnel));
                 }
                 let complete = discard(&self.io);
                 if keep_alive && complete {
-                    return Conclusion::NextRequest;
+                    return ControlFlow::Continue(());
                 }
                 let sends_on = !complete || !self.io.input.borrow().buffer.is_empty();
-                if sends_on || connection.lingers() { Conclusion::Linger } else { Conclusion::Close }
+                let lingers = sends_on || connection.lingers();
+                ControlFlow::Break(if lingers { Conclusion::Linger } else { Conclusion::Close })
             }
         }
     }

@@ -44,7 +44,7 @@ fn next_phase(drain: Drain, phase: Phase) -> Pin<Box<dyn Future<Output = ()>>> {
     Box::pin(async move {
         match phase {
             Phase::Serving => drain.draining().await,
-            Phase::Draining { .. } | Phase::Closing => drain.closing().await,
+            Phase::Draining | Phase::Closing => drain.closing().await,
         }
     })
 }
