@@ -5,6 +5,7 @@
 //!
 //! [`FilterChains`]: crate::listener::chain::FilterChains
 
+mod neighbours;
 mod traps;
 
 use std::cell::{Cell, OnceCell};
@@ -18,6 +19,8 @@ use super::{Finding, Kind};
 use crate::listener::Listener;
 use crate::listener::chain::{ChainMatch, ConnectionFacts, FilterChain, TransportProtocol};
 use crate::listener::dispatch::Listeners;
+
+use neighbours::Neighbours;
 
 /// So many connections are tried for one question; without an answer until then, nothing is said.
 const MAX_TRIES: usize = 20_000;
@@ -36,6 +39,7 @@ pub(super) fn findings(path: &str, listeners: &Listeners, listener: &Listener) -
         listener,
         sight: Sight::of(listeners, listener),
         source_port: unnamed_source_port(&matches),
+        neighbours: Neighbours::new(matches.clone()),
         matches,
         unnamed_port: OnceCell::new(),
         addresses: OnceCell::new(),
@@ -60,6 +64,7 @@ struct Lint<'a> {
     sight: Sight<'a>,
     /// Of all chains.
     matches: Vec<&'a ChainMatch>,
+    neighbours: Neighbours<'a>,
     /// A client port that no chain names.
     source_port: Option<u16>,
     /// A destination port that no chain and no listener names, once it is asked for.

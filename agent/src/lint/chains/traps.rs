@@ -5,7 +5,6 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::super::reachable::misleads;
 use super::{Lint, SOMEBODY, first_of, product};
 use crate::lint::{Finding, Kind};
 use crate::listener::chain::trace::Criterion;
@@ -23,10 +22,8 @@ impl Lint<'_> {
             self.tries_left.set(self.tries_left.get().checked_sub(1)?);
             Some(())
         };
-        for (other_index, other) in self.chains().iter().enumerate() {
-            if other_index == index || !misleads(&chain.matches, &other.matches) {
-                continue;
-            }
+        for other in self.neighbours.of(index) {
+            let other = &self.chains()[other];
             for facts in self.between(&chain.matches, &other.matches) {
                 if spend().is_none() {
                     self.undecided.update(|chains| chains + 1);
