@@ -21,6 +21,9 @@ use waylay::snapshot::Snapshot;
 
 const CLUSTER: &str = "clusters: [{name: c, endpoints: [127.0.0.1:1]}]\n";
 
+/// Listeners of any address differ by their ports.
+const FIRST_PORT: usize = 20_000;
+
 /// The address that belongs to `number`.
 fn address(number: usize) -> String {
     format!("10.{}.{}.{}", number >> 16 & 255, number >> 8 & 255, number & 255)
@@ -40,6 +43,18 @@ fn dispatch(criterion: &mut Criterion) {
         let last = original_dst(&format!("{}:80", address(size - 1)));
         group.bench_function(BenchmarkId::new("exact", size), |bench| {
             bench.iter(|| snapshot.listeners.find(TrafficDirection::Outbound, black_box(last)));
+        });
+        let listeners = lines(size, |number| {
+            format!(
+                "  - {{name: l{number}, address: \"0.0.0.0:{}\", bind_to_port: false, \
+                     filter_chains: [{{tcp_proxy: {{cluster: c}}}}]}}",
+                FIRST_PORT + number
+            )
+        });
+        let wildcards = load(format!("{CLUSTER}listeners:\n{listeners}"));
+        let anywhere = original_dst(&format!("192.0.2.1:{}", FIRST_PORT + size - 1));
+        group.bench_function(BenchmarkId::new("any address", size), |bench| {
+            bench.iter(|| wildcards.listeners.find(TrafficDirection::Outbound, black_box(anywhere)));
         });
         let other = original_dst("192.0.2.1:81");
         group.bench_function(BenchmarkId::new("none", size), |bench| {
@@ -175,15 +190,22 @@ const KINDS: [Kind; 8] = [
     ),
 ];
 
+/// A prime number that divides none of the sizes, so that every row comes.
+const STEP: usize = 7_919;
+
+fn table_of(rows: &str) -> String {
+    format!(
+        "route_configs:\n  - name: t\n    virtual_hosts:\n      - name: h\n        domains: [\"*\"]\n        routes:\n{rows}"
+    )
+}
+
 fn route_match(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("route match");
     let headers = usual_headers();
     for (name, condition, path) in KINDS {
         for size in SIZES {
             let rows = lines(size, |number| row(number, &condition(number)));
-            let snapshot = load(format!(
-                "route_configs:\n  - name: t\n    virtual_hosts:\n      - name: h\n        domains: [\"*\"]\n        routes:\n{rows}"
-            ));
+            let snapshot = load(table_of(&rows));
             let (table, path) = (table(&snapshot), path(size - 1));
             let facts = facts(&Method::GET, "shop.example", &path, &headers);
             let found = decide(table, &facts, &|_| None).route.map(|route| route.index);
@@ -204,5 +226,29 @@ fn route_match(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, dispatch, chain_match, host_lookup, route_match);
+/// The rows of all requests in turn, far from each other: neither the table nor the paths stay in the CPU's caches as they do
+/// for one row.
+fn any_row(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("route match, of any row");
+    let headers = usual_headers();
+    for (name, condition, path) in KINDS.into_iter().take(2) {
+        for size in SIZES {
+            let rows = lines(size, |number| row(number, &condition(number)));
+            let snapshot = load(table_of(&rows));
+            let table = table(&snapshot);
+            let paths: Vec<String> = (0..size).map(path).collect();
+            let mut next = 0;
+            group.bench_function(BenchmarkId::new(name, size), |bench| {
+                bench.iter(|| {
+                    next = (next + STEP) % size;
+                    let facts = facts(&Method::GET, "shop.example", &paths[next], &headers);
+                    decide(table, black_box(&facts), &|_| None).route.map(|route| route.index)
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, dispatch, chain_match, host_lookup, route_match, any_row);
 criterion_main!(benches);

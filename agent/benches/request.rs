@@ -64,9 +64,9 @@ fn pick_cluster(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("weighted clusters");
     for size in [2, 10, 100, 1_000] {
         let clusters = lines(size, |n| format!("  - {{name: c{n}, endpoints: [127.0.0.1:1]}}"));
-        let weights = lines(size, |n| format!("                    - {{name: c{n}, weight: {}}}", n % 7 + 1));
+        let weights = lines(size, |n| format!("                - {{name: c{n}, weight: {}}}", n % 7 + 1));
         let row = format!(
-            "          - match: {{prefix: /}}\n            route:\n              weighted_clusters:\n                clusters:\n{weights}"
+            "          - match: {{prefix: /}}\n            route:\n              weighted_clusters:\n{weights}"
         );
         let host = format!("      - name: h\n        domains: [\"*\"]\n        routes:\n{row}");
         let snapshot = load(format!("clusters:\n{clusters}route_configs:\n  - name: t\n    virtual_hosts:\n{host}"));
