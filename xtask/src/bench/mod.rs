@@ -136,7 +136,7 @@ fn measure(plan: &Plan, only: &[String], waylay: PathBuf) -> Result<Results> {
         }
     };
     let mut work = Work { stage: &stage, plan, programs: &programs, results, has_iptables, cast: None };
-    let _origins = origins(&stage, &programs, has_iptables)?;
+    let _origins = origins(&stage, has_iptables)?;
     for (name, chapter) in CHAPTERS {
         if !only.is_empty() && !only.iter().any(|wanted| wanted == name) {
             continue;
@@ -159,8 +159,8 @@ fn second_namespace(stage: &Stage) -> Result<()> {
     stage.namespace(Net::Iptables)
 }
 
-/// The far ends, in each namespace: three HTTP servers, iperf3, and one that only accepts.
-fn origins(stage: &Stage, programs: &Programs, has_iptables: bool) -> Result<Vec<Running>> {
+/// The far ends, in each namespace: three HTTP servers, and iperf3.
+fn origins(stage: &Stage, has_iptables: bool) -> Result<Vec<Running>> {
     let nginx = Peer::Nginx.program().context("nginx is the origin of all requests")?;
     let mut running = Vec::new();
     for net in [Some(Net::Plain), has_iptables.then_some(Net::Iptables)].into_iter().flatten() {
@@ -171,9 +171,6 @@ fn origins(stage: &Stage, programs: &Programs, has_iptables: bool) -> Result<Vec
         let mut origin = stage.command(&place, &nginx);
         origin.arg("-p").arg(stage.folder()).arg("-c").arg(file);
         running.push(Running::start(stage, &name("origin"), origin)?);
-        let mut sink = stage.command(&place, &programs.xtask);
-        sink.args(["load", "sink", "--at", "127.0.0.1:9101"]);
-        running.push(Running::start(stage, &name("sink"), sink)?);
         if let Some(iperf3) = shell::find("iperf3") {
             let mut server = stage.command(&place, iperf3);
             server.args(["-s", "-p", "9100"]);

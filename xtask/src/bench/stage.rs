@@ -136,6 +136,16 @@ impl Stage {
         Ok(below)
     }
 
+    /// The folder of a control group that [`Self::group`] has made.
+    pub fn group_folder(&self, name: &str) -> PathBuf {
+        self.cgroup2.join(&self.id).join(name)
+    }
+
+    /// The file of a network namespace.
+    pub fn netns_file(&self, net: Net) -> PathBuf {
+        Path::new("/run/netns").join(self.netns(net))
+    }
+
     /// A command that will run there.
     pub fn command(&self, place: &Place<'_>, program: impl AsRef<std::ffi::OsStr>) -> Command {
         self.command_in(&self.netns(place.net), place, program)

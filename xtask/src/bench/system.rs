@@ -261,7 +261,11 @@ fn start_waylay(stage: &Stage, program: &Path, flavour: Flavour, size: Size) -> 
         bail!("this waylay does not take its configuration: {}", first.chars().take(SHOWN).collect::<String>());
     }
     let socket = stage.folder().join(format!("{}.sock", flavour.id()));
-    let place = Place { net: Net::Plain, group: "outside", cpu: stage.cpus().proxy };
+    // Of its own: hooks on both sides of a connection are attached to the agent's group as well, where nobody else is to
+    // pay for them.
+    let own = flavour.agents_group();
+    stage.group(&own)?;
+    let place = Place { net: Net::Plain, group: &own, cpu: stage.cpus().proxy };
     let mut command = stage.command(&place, program);
     command.args(["run", "--concurrency", "1", "--no-watch", "--log-level", "warn", "-c"]).arg(&file);
     let line = readable(&command);

@@ -29,6 +29,9 @@ pub enum Flavour {
 /// An address at which nobody listens.
 pub const ELSEWHERE: &str = "127.77.0.1";
 
+/// Where [`Flavour::Redirecting`] sends what it takes.
+pub const REDIRECTED_TO: &str = "127.0.0.1:9102";
+
 /// Original destinations: bytes, requests, much bytes, connections alone.
 pub const VIRTUAL: [u16; 4] = [8001, 8002, 8009, 8101];
 
@@ -48,6 +51,11 @@ impl Flavour {
             Self::Pods => "waylay-pods",
             Self::Redirecting => "waylay-redirecting",
         }
+    }
+
+    /// The control group of the agent itself.
+    pub fn agents_group(self) -> String {
+        format!("{}-agent", self.id())
     }
 
     pub fn intercepts(self) -> bool {
@@ -78,7 +86,7 @@ impl Flavour {
             Self::Explicit | Self::Logged => String::new(),
             Self::Redirecting => {
                 format!(
-                    "intercept: {{cgroup: {group}, redirect_to: [\"127.0.0.1:9101\"], outbound: {{include: [{{ports: [8101]}}], exclude: [{{cidr: \"::/0\"}}]}}}}\n"
+                    "intercept: {{cgroup: {group}, redirect_to: [\"{REDIRECTED_TO}\"], outbound: {{include: [{{ports: [8101]}}], exclude: [{{cidr: \"::/0\"}}]}}}}\n"
                 )
             }
             Self::Transparent | Self::Kernel => format!("intercept: {{cgroup: {group}}}\n"),

@@ -2,6 +2,7 @@
 //! its namespaces; each writes one line of JSON, or one word when it is ready.
 
 mod connect;
+pub mod connects;
 mod idle;
 mod rate;
 mod sink;
@@ -18,6 +19,8 @@ use clap::Subcommand;
 pub enum Kind {
     /// Time single calls of connect(2)
     Connect(connect::Args),
+    /// Time single calls of connect(2) on several ways, side by side
+    Connects(connects::Args),
     /// Hold connections open, until stdin ends
     Idle(idle::Args),
     /// Send requests at a fixed rate, whether or not answers come
@@ -29,6 +32,7 @@ pub enum Kind {
 pub fn run(kind: &Kind) -> Result<()> {
     match kind {
         Kind::Connect(args) => connect::run(args),
+        Kind::Connects(args) => connects::run(args),
         Kind::Idle(args) => idle::run(args),
         Kind::Rate(args) => rate::run(args),
         Kind::Sink(args) => sink::run(args),

@@ -1,21 +1,33 @@
-//! One connect(2) in a loop, from the call to its return, to a server that accepts and closes: directly; taken and
-//! sent to that server; in a control group that waylay takes, but passing by; with the endpoint chosen in the kernel;
-//! and through iptables.
+//! One connect(2), from the call to its return, on several ways side by side: directly; taken and sent to a server; in a
+//! control group that waylay takes, but passing by; with the endpoint chosen in the kernel; and through iptables.
+//!
+//! [`connects`] holds both ends. Those that nothing is to happen to are in a control group of their own: the agent's own
+//! has hooks, for the connections that it accepts.
+
+use std::net::SocketAddrV4;
 
 use anyhow::{Context as _, Result};
 
 use super::Work;
 use crate::bench::{
     config::Size,
+    load::connects::{Plan, Server, Side, Told, Way},
     results::metric,
-    stage::Net,
-    system::{System, Target},
-    waylay::{ELSEWHERE, Flavour},
+    stage::{Net, Place, finish},
+    system::System,
+    tools,
+    waylay::{ELSEWHERE, Flavour, REDIRECTED_TO},
 };
 
 pub const CASE: &str = "connect";
-/// A round is made of this many turns, in which each gets some of its calls.
+/// Rounds of this chapter for one of the others, and batches of a round.
 const TURNS: usize = 6;
+const BATCHES: usize = 10;
+/// Where nobody else is.
+const APART: &str = "apart";
+
+/// What is not taken, and what was: at the port of the cluster `sink`, and where connections are redirected to.
+const ENDPOINT: &str = "127.0.0.1:9101";
 
 pub fn measure(work: &mut Work<'_>) -> Result<()> {
     work.alone();
@@ -27,36 +39,51 @@ pub fn measure(work: &mut Work<'_>) -> Result<()> {
         }
     }
     let runs = |wanted: Flavour| agents.iter().any(|(flavour, _)| *flavour == wanted);
-    let mut ways = vec![("direct", target(Net::Plain, "outside", "127.0.0.1:9101")?)];
-    if runs(Flavour::Redirecting) {
-        let group = Flavour::Redirecting.id();
-        ways.push(("waylay-transparent", target(Net::Plain, group, &format!("{ELSEWHERE}:8101"))?));
-        ways.push(("waylay-passing", target(Net::Plain, group, "127.0.0.1:9101")?));
-    }
-    if runs(Flavour::Kernel) {
-        ways.push(("waylay-kernel", target(Net::Plain, Flavour::Kernel.id(), &format!("{ELSEWHERE}:8101"))?));
-    }
-    if work.has_iptables {
-        ways.push(("conntrack", target(Net::Iptables, "outside", "127.0.0.1:9101")?));
-        ways.push(("iptables", target(Net::Iptables, "outside", &format!("{ELSEWHERE}:9101"))?));
-    }
-    let rounds = work.plan.rounds * TURNS as u32;
-    for round in 0..rounds {
-        for (name, target) in &ways {
-            let mut command = work.load(target, "connect");
-            command.args(["--to", &target.address.to_string(), "--count", &(work.plan.connects / TURNS).to_string()]);
-            match work.load_json(command, 0.0) {
-                Ok(told) => {
-                    let value = told.get("p50_us").copied().context("no median")?;
-                    work.results.push(CASE, name, round, &[(metric::CONNECT_US, value)]);
-                }
-                Err(reason) => work.results.skip(&format!("{CASE} {name}"), &format!("{reason:#}")),
-            }
+    work.stage.group(APART)?;
+    let plan = plan(work, runs)?;
+    let file = work.stage.write("connects.json", &serde_json::to_string(&plan)?)?;
+    let place = Place { net: Net::Plain, group: APART, cpu: work.stage.cpus().load };
+    let mut command = work.stage.command(&place, &work.programs.xtask);
+    command.args(["load", "connects", "--plan"]).arg(file);
+    work.note(&command);
+    let told: Told = serde_json::from_str(&finish(command, tools::SLACK * 3)?).context("no answer")?;
+    for way in &plan.ways {
+        for (round, value) in (0..).zip(told.get(&way.name).into_iter().flatten()) {
+            work.results.push(CASE, &way.name, round, &[(metric::CONNECT_US, *value)]);
         }
     }
     Ok(())
 }
 
-fn target(net: Net, group: &'static str, address: &str) -> Result<Target> {
-    Ok(Target { net, group, address: address.parse()? })
+/// All ways, and the ends they lead to.
+fn plan(work: &Work<'_>, runs: impl Fn(Flavour) -> bool) -> Result<Plan> {
+    let side =
+        |net: Net, group: &str| Side { netns: work.stage.netns_file(net), group: work.stage.group_folder(group) };
+    let mut plan = Plan {
+        rounds: work.plan.rounds as usize * TURNS,
+        batches: BATCHES,
+        calls: work.plan.connects / TURNS / BATCHES,
+        servers: vec![Server { at: ENDPOINT.parse()?, side: side(Net::Plain, APART) }],
+        ways: Vec::new(),
+    };
+    let way = |name: &str, side: Side, to: SocketAddrV4, server: usize| Way { name: name.to_owned(), to, side, server };
+    let elsewhere = |port: u16| -> Result<SocketAddrV4> { Ok(SocketAddrV4::new(ELSEWHERE.parse()?, port)) };
+    plan.ways.push(way("direct", side(Net::Plain, APART), ENDPOINT.parse()?, 0));
+    if runs(Flavour::Redirecting) {
+        let (group, agents) = (Flavour::Redirecting.id(), Flavour::Redirecting.agents_group());
+        plan.servers.push(Server { at: REDIRECTED_TO.parse()?, side: side(Net::Plain, &agents) });
+        let server = plan.servers.len() - 1;
+        plan.ways.push(way("waylay-transparent", side(Net::Plain, group), elsewhere(8101)?, server));
+        plan.ways.push(way("waylay-passing", side(Net::Plain, group), ENDPOINT.parse()?, 0));
+    }
+    if runs(Flavour::Kernel) {
+        plan.ways.push(way("waylay-kernel", side(Net::Plain, Flavour::Kernel.id()), elsewhere(8101)?, 0));
+    }
+    if work.has_iptables {
+        plan.servers.push(Server { at: ENDPOINT.parse()?, side: side(Net::Iptables, APART) });
+        let server = plan.servers.len() - 1;
+        plan.ways.push(way("conntrack", side(Net::Iptables, APART), ENDPOINT.parse()?, server));
+        plan.ways.push(way("iptables", side(Net::Iptables, APART), elsewhere(9101)?, server));
+    }
+    Ok(plan)
 }
