@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use crate::addr::{ClientAddr, OrigDstAddr};
 use crate::drain::Open;
 use crate::http::{self, ConnectionContext};
-use crate::kernel::Process;
+use crate::kernel::{Handover, Kernel, KernelError, Process};
 use crate::listener::chain::ConnectionFacts;
 use crate::listener::filter::Detected;
 use crate::listener::filter::peek::rearm;
@@ -154,6 +154,15 @@ struct Arrival {
 }
 
 impl Accepted {
+    /// What the kernel hands over with it.
+    fn take_over(&self, kernel: &Kernel) -> Result<Option<Handover>, KernelError> {
+        let netns_cookie = match self.place.id() {
+            0 => kernel.netns_cookie(),
+            other => other,
+        };
+        kernel.take_over(&self.stream, (self.client.socket(), self.local), netns_cookie)
+    }
+
     fn behalf(&self) -> Behalf {
         Behalf { place: self.place.clone(), direction: self.listener.direction, original_dst: None }
     }
@@ -221,7 +230,7 @@ fn arrived(accepted: &Accepted, worker: &Worker) -> Result<Arrival, Refusal> {
 async fn redirected(accepted: &Accepted, worker: &Worker) -> Result<Arrival, Refusal> {
     let stats = &accepted.listener.stats;
     let handover = match worker.shared.kernel_attached().await {
-        Some(kernel) => kernel.handover(&accepted.stream).unwrap_or_else(|error| {
+        Some(kernel) => accepted.take_over(kernel).unwrap_or_else(|error| {
             tracing::warn!(%error, client = %accepted.client, "reading the original destination");
             None
         }),

@@ -1,6 +1,6 @@
 //! What is remembered of a connection: on its socket, and for the moment of the handshake in the handover map.
 
-use crate::{addr::Endpoint, dispatch::Dispatched};
+use crate::{addr::Endpoint, cells::Origin, dispatch::Dispatched};
 
 /// Which end of a connection a socket is. Decides what `getpeername` and `SO_ORIGINAL_DST` answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -149,12 +149,12 @@ impl FlowKey {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct HandoverEntry {
-    pub state: SocketState,
+    pub origin: Origin,
     /// The client's socket: only it may take the entry back when its connect fails.
     pub client_cookie: u64,
 }
 
-const _: () = assert!(size_of::<HandoverEntry>() == 104);
+const _: () = assert!(size_of::<HandoverEntry>() == 80);
 
 #[cfg(test)]
 mod tests {

@@ -9,6 +9,7 @@
 pub mod addr;
 #[cfg(feature = "user")]
 pub mod bpf;
+pub mod cells;
 pub mod counter;
 pub mod dispatch;
 pub mod dns;
@@ -16,6 +17,8 @@ pub mod event;
 pub mod flow;
 pub mod inbound;
 pub mod limits;
+#[cfg(feature = "user")]
+pub mod mapped;
 #[cfg(feature = "user")]
 pub mod memory;
 pub mod netns;
@@ -27,4 +30,4 @@ pub mod user;
 
 /// The layout of everything in this crate. Readers compare it with [`settings::Settings::layout`] before they decode a
 /// map; it changes whenever a shared type or the meaning of one of its fields changes.
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;

@@ -15,6 +15,19 @@ const _: () = assert!(size_of::<NetnsEntry>() == 8);
 impl NetnsEntry {
     /// Nothing is taken.
     pub const NONE: Self = Self { outbound: 0, inbound: 0 };
+
+    /// As one word.
+    #[inline(always)]
+    #[must_use]
+    pub const fn bits(self) -> u64 {
+        self.outbound as u64 | (self.inbound as u64) << 32
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_bits(bits: u64) -> Self {
+        Self { outbound: bits as u32, inbound: (bits >> 32) as u32 }
+    }
 }
 
 /// Key of the map of inbound listeners: the agent's listening socket of one address family in one network namespace.

@@ -31,9 +31,11 @@ pub struct Settings {
     /// The agent's pid, in its own pid namespace.
     pub agent_pid: u32,
     placement: u32,
+    cells: u32,
+    reserved: u32,
 }
 
-const _: () = assert!(size_of::<Settings>() == 72);
+const _: () = assert!(size_of::<Settings>() == 80);
 
 /// Where the connect hooks of an instance run among those of others.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -69,7 +71,22 @@ impl Settings {
             redirect_v6: Endpoint::NONE,
             agent_pid,
             placement: 0,
+            cells: 0,
+            reserved: 0,
         }
+    }
+
+    /// Connections may go through the cells ([`crate::cells`]).
+    #[must_use]
+    pub const fn with_cells(mut self) -> Self {
+        self.cells = 1;
+        self
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn has_cells(&self) -> bool {
+        self.cells != 0
     }
 
     #[must_use]
@@ -113,10 +130,16 @@ pub enum Switch {
     Processes = 3,
     /// Which kinds of destinations are dispatched in the kernel: bits of [`dispatching`].
     Dispatching = 4,
+    /// Nonzero: the process table in force asks who the caller is.
+    Choosing = 5,
+    /// The network namespace that is asked for most, the agent's own: its entry stands in the next slot as well as in the map.
+    Home = 6,
+    /// [`crate::netns::NetnsEntry::bits`] of it.
+    HomeEntry = 7,
 }
 
 impl Switch {
-    pub const COUNT: u32 = 5;
+    pub const COUNT: u32 = 8;
 }
 
 /// Bits of [`Switch::Dispatching`]; none: nothing is dispatched, and nothing is looked up.

@@ -1,13 +1,11 @@
 //! The agent's side of the shared types: permission to read them out of maps as bytes, and the one socket option that
 //! no safe wrapper offers.
 
-use std::{
-    io,
-    os::fd::{AsFd, AsRawFd},
-};
+use std::{io, os::fd::AsRawFd};
 
 use crate::{
     addr::{Endpoint, Ip},
+    cells::{ClientSlot, HandoverCell},
     dispatch::{ConnectionEvent, Slot},
     dns::{DnsPlace, SlotKey},
     event::RawEvent,
@@ -42,7 +40,9 @@ pod!(
     RawEvent,
     SlotKey,
     DnsPlace,
-    Slot
+    Slot,
+    ClientSlot,
+    HandoverCell
 );
 
 macro_rules! from_bytes {
@@ -67,19 +67,13 @@ from_bytes!(RawEvent, SocketState, ConnectionEvent);
 ///
 /// # Errors
 /// That of `getsockopt(2)`; `ENOPROTOOPT` on an older kernel.
-pub fn netns_cookie(socket: &impl AsFd) -> io::Result<u64> {
+pub fn netns_cookie(socket: &impl AsRawFd) -> io::Result<u64> {
     const SO_NETNS_COOKIE: libc::c_int = 71;
     let mut cookie = 0_u64;
     let mut len = size_of::<u64>() as libc::socklen_t;
     // SAFETY: the kernel writes at most `len` bytes, which is the size of `cookie`; both outlive the call.
     let status = unsafe {
-        libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut len,
-        )
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, (&raw mut cookie).cast(), &raw mut len)
     };
     if status == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }

@@ -6,12 +6,16 @@
 
 use aya_ebpf::{
     bindings::{bpf_sock, bpf_sock_addr},
-    helpers::generated::{bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_get_retval, bpf_set_retval},
+    helpers::generated::{
+        bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_get_retval, bpf_get_socket_cookie, bpf_set_retval,
+    },
     programs::SockAddrContext,
 };
 use waylay_common::{
     addr::{Endpoint, Ip},
+    cells::Origin,
     counter::Counter,
+    dispatch::Dispatched,
     event::{HookSide, RawEvent},
     flow::{Role, SocketState},
     policy::{Facts, Verdict, decide_with},
@@ -19,6 +23,7 @@ use waylay_common::{
 };
 
 use crate::{
+    clients,
     dispatch::{self, Way},
     hook::{self, read},
     log,
@@ -55,11 +60,12 @@ pub fn run(ctx: &SockAddrContext, family: Family) -> i32 {
 
     let found = sockets.found();
     let role = found.and_then(|state| state.role());
-    let verdict = verdict(addr, sk, family, destination, (netns_cookie, chosen), role, settings);
-    let counter = carry_out(verdict, addr, sockets, family, destination, (netns_cookie, found.is_some()));
+    let (verdict, now_ns) = verdict(addr, sk, family, destination, (netns_cookie, chosen), role, settings);
+    let counter =
+        carry_out(verdict, addr, sockets, family, destination, (netns_cookie, found.is_some(), now_ns), settings);
     hook::count(counter);
     hook::trace(|| RawEvent {
-        process: sockets::caller(netns_cookie),
+        process: sockets::caller(netns_cookie, hook::now_ns()),
         source: Endpoint::NONE,
         destination,
         counter: counter as u32,
@@ -105,6 +111,7 @@ pub fn destination(addr: *mut bpf_sock_addr, sk: *mut bpf_sock, family: Family) 
     Endpoint::new(ip, port)
 }
 
+/// With the time, when the verdict is to redirect.
 #[inline(always)]
 fn verdict(
     addr: *mut bpf_sock_addr,
@@ -114,7 +121,7 @@ fn verdict(
     (netns_cookie, chosen): (u64, bool),
     role: Option<Role>,
     settings: &Settings,
-) -> Verdict {
+) -> (Verdict, u64) {
     let policy = hook::netns_entry(netns_cookie).outbound;
     let mut facts = Facts {
         protocol: read!(addr, protocol),
@@ -134,14 +141,17 @@ fn verdict(
         wildcard_exempt: false,
         heartbeat_age_ns: 0,
     };
-    decide_with(&mut facts, |facts| {
+    let mut now_ns = 0;
+    let verdict = decide_with(&mut facts, |facts| {
         facts.exempt = is_exempt(netns_cookie, destination);
         if destination.ip().is_loopback() {
             let wildcard = Endpoint::new(destination.ip().wildcard(), destination.port());
             facts.wildcard_exempt = is_exempt(netns_cookie, wildcard);
         }
-        facts.heartbeat_age_ns = hook::now_ns().saturating_sub(hook::switch(Switch::Heartbeat));
-    })
+        now_ns = hook::now_ns();
+        facts.heartbeat_age_ns = now_ns.saturating_sub(hook::switch(Switch::Heartbeat));
+    });
+    (verdict, now_ns)
 }
 
 #[inline(always)]
@@ -152,9 +162,12 @@ fn is_exempt(netns_cookie: u64, listener: Endpoint) -> bool {
 /// Is the caller one of the processes whose connections are taken? Who it is, is asked only where it matters.
 #[inline(always)]
 pub fn chosen(netns_cookie: u64) -> bool {
+    if hook::switch(Switch::Choosing) == 0 {
+        return true;
+    }
     WAYLAY_PROCS
         .get(hook::switch(Switch::Processes) as u32)
-        .is_none_or(|table| !table.asks_in(netns_cookie) || table.chooses(&sockets::caller(netns_cookie), ancestor))
+        .is_none_or(|table| !table.asks_in(netns_cookie) || table.chooses(&sockets::caller(netns_cookie, 0), ancestor))
 }
 
 /// The caller's cgroup at a level of the hierarchy, whose root is level 0; 0 where it lies higher.
@@ -172,13 +185,15 @@ fn carry_out(
     sockets: Sockets,
     family: Family,
     destination: Endpoint,
-    (netns_cookie, remembered): (u64, bool),
+    (netns_cookie, remembered, now_ns): (u64, bool, u64),
+    settings: &Settings,
 ) -> Counter {
     match verdict {
         Verdict::Redirect { to, counter } => {
             let Way { to, dispatched, counter } = dispatch::way(&destination, sockets, family, (to, counter));
-            let process = sockets::caller(netns_cookie);
-            if !sockets.remember(&SocketState::client(destination, process, dispatched)) {
+            let origin = Origin::new(sockets::caller(netns_cookie, now_ns), destination);
+            let fits = dispatched.target == 0 && !remembered && settings.has_cells();
+            if !remember(addr, sockets, &origin, dispatched, fits) {
                 log::failure(Counter::PassedNoStorage, &destination);
                 return Counter::PassedNoStorage;
             }
@@ -189,6 +204,10 @@ fn carry_out(
             // The same fd may have been redirected before: it must not keep the other connection's destination.
             if remembered && counter != Counter::PassedBypass {
                 sockets.forget();
+            }
+            // Only there does `sockops` look for a slot, which a connect that failed before its SYN may have left.
+            if destination == settings.redirect_v4 || destination == settings.redirect_v6 {
+                clients::forget(socket_cookie(addr));
             }
             if matches!(counter, Counter::PassedUnconfigured | Counter::PassedNoListener) {
                 log::failure(counter, &destination);
@@ -201,6 +220,24 @@ fn carry_out(
             counter
         }
     }
+}
+
+/// In a slot, if all there is to remember `fits` there and the socket is no subflow; else in socket storage. False: the
+/// kernel had no memory.
+#[inline(always)]
+fn remember(addr: *mut bpf_sock_addr, sockets: Sockets, origin: &Origin, dispatched: Dispatched, fits: bool) -> bool {
+    // LLVM would combine these questions with the pointer that one of them is about, which the verifier forbids.
+    let fits = core::hint::black_box(fits) && !sockets.is_multipath();
+    if core::hint::black_box(fits) && clients::remember(socket_cookie(addr), origin) {
+        return true;
+    }
+    sockets.remember(&SocketState::client(origin.original_dst, origin.process, dispatched))
+}
+
+#[inline(always)]
+pub fn socket_cookie(addr: *mut bpf_sock_addr) -> u64 {
+    // SAFETY: the helper takes this hook's context.
+    unsafe { bpf_get_socket_cookie(addr.cast()) }
 }
 
 #[inline(always)]

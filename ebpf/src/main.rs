@@ -12,8 +12,12 @@
 //!
 //! The kernel cuts program names at 15 characters, and a program must not have the name of its section.
 #![no_std]
+// Comparing and swapping a word, which the core library does not offer for BPF otherwise (see `cells`).
+#![cfg_attr(target_arch = "bpf", feature(core_intrinsics), allow(internal_features, reason = "see above"))]
 #![no_main]
 
+mod cells;
+mod clients;
 mod connect;
 mod dispatch;
 mod dispatched;

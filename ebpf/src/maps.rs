@@ -1,6 +1,7 @@
 //! The maps of the main object: those that it shares with the inbound hooks, and its own.
 
 use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
     btf_maps::{Array, HashMap, PerCpuArray, SkStorage},
     macros::btf_map,
 };
@@ -19,11 +20,16 @@ pub use crate::shared_maps::*;
 #[btf_map]
 pub static WAYLAY_SOCKETS: SkStorage<SocketState> = SkStorage::new();
 
-/// Handshakes in flight. Written at `TCP_CONNECT_CB`, taken at `PASSIVE_ESTABLISHED`, taken back when the client's
+/// Handshakes in flight that have no cell ([`crate::cells`]); memory is taken by the entry. Written at `TCP_CONNECT_CB`, taken at `PASSIVE_ESTABLISHED`, taken back when the client's
 /// socket is closed first. Plain, never LRU: an entry that was evicted would be a connection that lost its destination.
 /// Full: counted, and the agent refuses the connection.
 #[btf_map]
-pub static WAYLAY_HANDOVER: HashMap<FlowKey, HandoverEntry, { limits::HANDOVER_ENTRIES as usize }> = HashMap::new();
+pub static WAYLAY_HANDOVER: HashMap<
+    FlowKey,
+    HandoverEntry,
+    { limits::HANDOVER_ENTRIES as usize },
+    { BPF_F_NO_PREALLOC as usize },
+> = HashMap::new();
 
 /// When each failure was last told of ([`crate::log`]), by [`Counter`], per CPU; `CLOCK_MONOTONIC`, nanoseconds.
 #[btf_map]

@@ -7,6 +7,7 @@ use aya_ebpf::{bindings::bpf_sock_addr, programs::SockAddrContext};
 use waylay_common::{addr::Endpoint, counter::Counter, flow::Role};
 
 use crate::{
+    clients, connect,
     hook::{self, read},
     sockets::{self, PROCEED, write},
 };
@@ -36,8 +37,14 @@ pub fn v6(ctx: &SockAddrContext) -> i32 {
 #[inline(always)]
 fn dialled(addr: *mut bpf_sock_addr) -> Option<Endpoint> {
     let sk = read!(addr, __bindgen_anon_1.sk);
-    let state = sockets::socket_state(sk)?;
-    matches!(state.role(), Some(Role::Client | Role::Dispatched)).then_some(state.original_dst)
+    if let Some(state) = sockets::socket_state(sk) {
+        return matches!(state.role(), Some(Role::Client | Role::Dispatched)).then_some(state.original_dst);
+    }
+    // Most peers are none of ours, which the port tells at once.
+    if !sockets::is_agents_port(u16::from_be(read!(addr, user_port) as u16)) {
+        return None;
+    }
+    clients::published(connect::socket_cookie(addr)).map(|origin| origin.original_dst)
 }
 
 #[inline(always)]

@@ -1,17 +1,20 @@
 //! What the cgroup hooks share: socket storage, the caller's process, what a hook returns.
 
-use core::{ffi::c_void, ptr};
+use core::{ffi::c_void, mem::MaybeUninit, ptr};
 
 use aya_ebpf::{
     bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
     helpers::{
-        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
-        generated::{bpf_get_current_cgroup_id, bpf_sk_storage_delete, bpf_sk_storage_get, bpf_skc_to_mptcp_sock},
+        bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
+        generated::{
+            bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_sk_storage_delete, bpf_sk_storage_get,
+            bpf_skc_to_mptcp_sock,
+        },
     },
 };
 use waylay_common::flow::{ProcessStamp, SocketState};
 
-use crate::{hook::now_ns, maps::WAYLAY_SOCKETS};
+use crate::maps::{WAYLAY_SETTINGS, WAYLAY_SOCKETS};
 
 /// What a cgroup hook returns for "go on". A hook that does not mean to deny returns this and nothing else.
 pub const PROCEED: i32 = 1;
@@ -71,7 +74,7 @@ impl Sockets {
     /// Puts `state` on the socket, over whatever is there. False: the kernel had no memory.
     #[inline(always)]
     pub fn remember(&self, state: &SocketState) -> bool {
-        (self.multipath.is_null() || put(self.multipath, state)) && put(self.sk, state)
+        (self.multipath.is_null() || store(self.multipath, state)) && store(self.sk, state)
     }
 
     /// Removes the state; none is as good.
@@ -112,8 +115,21 @@ pub fn socket_state_mut<'a>(sk: *mut bpf_sock) -> Option<&'a mut SocketState> {
     unsafe { bpf_sk_storage_get(sockets(), sk.cast(), ptr::null_mut(), 0).cast::<SocketState>().as_mut() }
 }
 
+/// Puts `state` on `sk` alone, over whatever is there. False: the kernel had no memory.
 #[inline(always)]
-fn put(sk: *mut c_void, state: &SocketState) -> bool {
+pub fn put(sk: *mut bpf_sock, state: &SocketState) -> bool {
+    store(sk.cast(), state)
+}
+
+/// Removes the state of `sk` alone; none is as good.
+#[inline(always)]
+pub fn remove(sk: *mut bpf_sock) {
+    // SAFETY: the map by its address, and a socket the verifier has seen to be one.
+    unsafe { bpf_sk_storage_delete(sockets(), sk.cast()) };
+}
+
+#[inline(always)]
+fn store(sk: *mut c_void, state: &SocketState) -> bool {
     let flags = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
     let initial = ptr::from_ref(state).cast_mut().cast();
     // SAFETY: as in `state`; `initial` is a whole value of the map's type on this program's stack.
@@ -128,16 +144,35 @@ fn sockets() -> *mut c_void {
     ptr::addr_of!(WAYLAY_SOCKETS).cast_mut().cast()
 }
 
+/// Whether connections are redirected to this port. Most that the hooks see are none of ours.
+#[inline(always)]
+pub fn is_agents_port(port: u16) -> bool {
+    WAYLAY_SETTINGS
+        .get(0)
+        .is_some_and(|settings| settings.redirect_v4.port() == port || settings.redirect_v6.port() == port)
+}
+
 /// The task that called connect.
 #[inline(always)]
-pub fn caller(netns_cookie: u64) -> ProcessStamp {
+pub fn caller(netns_cookie: u64, now_ns: u64) -> ProcessStamp {
     ProcessStamp {
         netns_cookie,
         // SAFETY: no arguments; the connect hooks run in the caller's context.
         cgroup_id: unsafe { bpf_get_current_cgroup_id() },
-        connect_time_ns: now_ns(),
+        connect_time_ns: now_ns,
         pid: (bpf_get_current_pid_tgid() >> 32) as u32,
         uid: bpf_get_current_uid_gid() as u32,
-        comm: bpf_get_current_comm().unwrap_or([0; 16]),
+        comm: comm(),
+    }
+}
+
+/// Not by aya's function: that fills the bytes with zeros first, one by one.
+#[inline(always)]
+fn comm() -> [u8; 16] {
+    let mut comm = MaybeUninit::<[u8; 16]>::uninit();
+    // SAFETY: the helper writes all of the bytes, zeros when it fails.
+    unsafe {
+        bpf_get_current_comm(comm.as_mut_ptr().cast(), 16);
+        comm.assume_init()
     }
 }

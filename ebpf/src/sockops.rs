@@ -3,8 +3,11 @@
 //!
 //! Before it: `connect` has remembered a destination. `TCP_CONNECT_CB` runs when the source port is chosen and before
 //! the SYN leaves, so the entry is there before the agent's side can ask for it; `PASSIVE_ESTABLISHED` runs before
-//! accept(2) can return the socket. After it: the agent reads the accepted socket's storage by fd, and `inbound` finds the
-//! tuple of the SYN in the map of flows.
+//! accept(2) can return the socket. After it: the agent takes the connection out of its cell, or reads the accepted socket's
+//! storage by fd, and `inbound` finds the tuple of the SYN in the map of flows.
+//!
+//! The kernel comes here nine times for a connection on the loopback, whoever makes it, and five of these times for the
+//! connecting side: whatever is none of ours has to leave at once.
 
 use aya_ebpf::{
     bindings::{
@@ -16,13 +19,14 @@ use aya_ebpf::{
 };
 use waylay_common::{
     addr::{Endpoint, Ip},
+    cells::Origin,
     counter::Counter,
     dispatch::state,
-    flow::{FlowKey, HandoverEntry, Role, SocketState},
+    flow::{FlowKey, HandoverEntry, ProcessStamp, Role, SocketState},
 };
 
 use crate::{
-    dispatched,
+    cells, clients, dispatched,
     hook::{self, read},
     log,
     maps::{WAYLAY_FLOWS, WAYLAY_HANDOVER, WAYLAY_SETTINGS},
@@ -56,11 +60,15 @@ fn publish(ops: *mut bpf_sock_ops) {
     if sk.is_null() {
         return;
     }
+    if depart(ops) {
+        watch(ops);
+        return;
+    }
     let Some(state) = sockets::socket_state_mut(sk) else {
         return;
     };
     let published = match state.role() {
-        Some(Role::Client) => publish_handover(ops, state),
+        Some(Role::Client) => insert_handover(ops, &Ends::of(ops), &state.process, &state.original_dst),
         Some(Role::Inbound) => publish_flow(ops),
         Some(Role::Dispatched) => {
             dispatched::opened(ops, state);
@@ -69,21 +77,47 @@ fn publish(ops: *mut bpf_sock_ops) {
         _ => return,
     };
     if published {
-        let flags = read!(ops, bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG;
-        // SAFETY: the helper takes this hook's context; it fails only on flags unknown to the kernel.
-        unsafe { bpf_sock_ops_cb_flags_set(ops, flags as i32) };
+        watch(ops);
     }
 }
 
-/// An application's connection to the agent: where it was going.
+/// Asks the kernel to call at every change of this socket's state.
 #[inline(always)]
-fn publish_handover(ops: *mut bpf_sock_ops, state: &SocketState) -> bool {
+fn watch(ops: *mut bpf_sock_ops) {
+    let flags = read!(ops, bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG;
+    // SAFETY: the helper takes this hook's context; it fails only on flags unknown to the kernel.
+    unsafe { bpf_sock_ops_cb_flags_set(ops, flags as i32) };
+}
+
+/// An application's connection to the agent, of a client that has a slot: where it was going. False: it has none.
+#[inline(always)]
+fn depart(ops: *mut bpf_sock_ops) -> bool {
+    let Some(settings) = WAYLAY_SETTINGS.get(0) else { return false };
+    let port = remote_port(ops);
+    if port != settings.redirect_v4.port() && port != settings.redirect_v6.port() {
+        return false;
+    }
     let ends = Ends::of(ops);
+    if ends.remote != settings.redirect_v4 && ends.remote != settings.redirect_v6 {
+        return false;
+    }
+    let Some(origin) = clients::depart(socket_cookie(ops)) else { return false };
+    if cells::publish(&FlowKey::new(netns_cookie(ops), ends.local, ends.remote), origin) {
+        hook::count(Counter::HandoverPublished);
+    } else {
+        insert_handover(ops, &ends, &origin.process, &origin.original_dst);
+    }
+    true
+}
+
+/// Where a connection to the agent was going, for one that has no cell.
+#[inline(always)]
+fn insert_handover(ops: *mut bpf_sock_ops, ends: &Ends, process: &ProcessStamp, original_dst: &Endpoint) -> bool {
     let key = FlowKey::new(netns_cookie(ops), ends.local, ends.remote);
-    let entry = HandoverEntry { state: *state, client_cookie: socket_cookie(ops) };
+    let entry = HandoverEntry { origin: Origin::new(*process, *original_dst), client_cookie: socket_cookie(ops) };
     if WAYLAY_HANDOVER.insert(key, entry, 0).is_err() {
         hook::count(Counter::HandoverFull);
-        log::failure(Counter::HandoverFull, &state.original_dst);
+        log::failure(Counter::HandoverFull, original_dst);
         return false;
     }
     hook::count(Counter::HandoverPublished);
@@ -118,16 +152,21 @@ fn make_unreachable(ops: *mut bpf_sock_ops) {
 /// The agent's side, when the handshake is done and before accept(2) returns.
 #[inline(always)]
 fn take(ops: *mut bpf_sock_ops) {
-    if !is_agents_port(read!(ops, local_port) as u16) {
+    if !sockets::is_agents_port(read!(ops, local_port) as u16) {
         return;
     }
     let ends = Ends::of(ops);
     let key = FlowKey::new(netns_cookie(ops), ends.remote, ends.local);
+    if cells::establish(&key) {
+        hook::count(Counter::HandoverTaken);
+        watch(ops);
+        return;
+    }
     // SAFETY: copied at once; only the two ends of this one connection ever touch the entry.
     let Some(entry) = (unsafe { WAYLAY_HANDOVER.get(key) }) else {
         return;
     };
-    let state = entry.state.with_role(Role::Accepted);
+    let state = entry.origin.state(Role::Accepted);
     let sk = read!(ops, __bindgen_anon_2.sk);
     if sk.is_null() {
         return;
@@ -140,14 +179,6 @@ fn take(ops: *mut bpf_sock_ops) {
     }
     // Fails only when the client's side has just taken the entry back.
     let _ = WAYLAY_HANDOVER.remove(key);
-}
-
-/// Whether connections are redirected to this port. Most that are accepted in the cgroup are none of ours.
-#[inline(always)]
-fn is_agents_port(port: u16) -> bool {
-    WAYLAY_SETTINGS
-        .get(0)
-        .is_some_and(|settings| settings.redirect_v4.port() == port || settings.redirect_v6.port() == port)
 }
 
 /// The connecting side, when the handshake is done. Most sockets are none of ours, which the flags tell at once.
@@ -171,7 +202,46 @@ fn changed(ops: *mut bpf_sock_ops, to: u32) {
 fn closed(ops: *mut bpf_sock_ops) {
     match dispatched_state(ops) {
         Some(state) => dispatched::closed(ops, state),
-        None => abandon(ops),
+        None => ended(ops),
+    }
+}
+
+/// A socket of a connection to the agent, or of the agent to an application, is closed.
+#[inline(always)]
+fn ended(ops: *mut bpf_sock_ops) {
+    let ends = Ends::of(ops);
+    let netns_cookie = netns_cookie(ops);
+    if sockets::is_agents_port(ends.local.port()) {
+        settle(&SockOpsContext::new(ops), &FlowKey::new(netns_cookie, ends.remote, ends.local));
+    }
+    let key = FlowKey::new(netns_cookie, ends.local, ends.remote);
+    let cookie = socket_cookie(ops);
+    if let Some(origin) = clients::published(cookie) {
+        if cells::take_back(&key, origin) {
+            hook::count(Counter::HandoverAbandoned);
+            log::failure(Counter::HandoverAbandoned, &origin.original_dst);
+        }
+        clients::forget(cookie);
+    }
+    abandon(&key, cookie);
+}
+
+/// The accepted socket is closed, perhaps before it was accepted: the connection stays with it, and the cell becomes free
+/// before its tuple can be another connection's. A function of its own, for the stack; whose connection is lost when there
+/// is no memory for it is told by the counter alone, for the same reason.
+#[inline(never)]
+fn settle(ctx: &SockOpsContext, key: &FlowKey) {
+    let sk = read!(ctx.ops, __bindgen_anon_2.sk);
+    if sk.is_null() {
+        return;
+    }
+    let moved = cells::move_out(key, |origin| {
+        if !sockets::put(sk, &origin.state(Role::Accepted)) {
+            hook::count(Counter::HandoverNoStorage);
+        }
+    });
+    if moved == Some(false) {
+        sockets::remove(sk);
     }
 }
 
@@ -191,10 +261,7 @@ fn dispatched_state<'a>(ops: *mut bpf_sock_ops) -> Option<&'a mut SocketState> {
 /// The socket is closed. What the agent has not taken by now, nobody will; and its own
 /// connection's tuple may soon be another's.
 #[inline(always)]
-fn abandon(ops: *mut bpf_sock_ops) {
-    let ends = Ends::of(ops);
-    let key = FlowKey::new(netns_cookie(ops), ends.local, ends.remote);
-    let cookie = socket_cookie(ops);
+fn abandon(key: &FlowKey, cookie: u64) {
     // SAFETY: copied at once.
     if unsafe { WAYLAY_FLOWS.get(key) }.copied() == Some(cookie) {
         let _ = WAYLAY_FLOWS.remove(key);
@@ -204,7 +271,7 @@ fn abandon(ops: *mut bpf_sock_ops) {
     let Some(entry) = (unsafe { WAYLAY_HANDOVER.get(key) }) else {
         return;
     };
-    let original_dst = entry.state.original_dst;
+    let original_dst = entry.origin.original_dst;
     // The tuple is free for the next socket soon; its entry is not ours to take.
     if entry.client_cookie == cookie && WAYLAY_HANDOVER.remove(key).is_ok() {
         hook::count(Counter::HandoverAbandoned);
@@ -222,7 +289,7 @@ impl Ends {
     /// in the IPv4 fields; so written, the key is the same whatever family either side's socket has.
     #[inline(always)]
     pub fn of(ops: *mut bpf_sock_ops) -> Self {
-        let remote_port = u16::from_be((read!(ops, remote_port) >> REMOTE_PORT_SHIFT) as u16);
+        let remote_port = remote_port(ops);
         let local_port = read!(ops, local_port) as u16;
         let (local, remote) = Self::addresses(ops);
         Self { local: Endpoint::new(local, local_port), remote: Endpoint::new(remote, remote_port) }
@@ -249,6 +316,11 @@ impl Ends {
         }
         (Ip::from_v4_word(read!(ops, local_ip4)), Ip::from_v4_word(read!(ops, remote_ip4)))
     }
+}
+
+#[inline(always)]
+fn remote_port(ops: *mut bpf_sock_ops) -> u16 {
+    u16::from_be((read!(ops, remote_port) >> REMOTE_PORT_SHIFT) as u16)
 }
 
 /// `remote_port` is a 16-bit field in network order, in the upper half of a word on little-endian machines.

@@ -4,10 +4,19 @@
 //! Before it: `sockops` has moved the destination onto the accepted socket. The kernel itself has answered
 //! `ENOPROTOOPT` or `ENOENT`, as there is no conntrack entry; that is overwritten.
 
-use aya_ebpf::{bindings::bpf_sockopt, programs::SockoptContext};
-use waylay_common::{addr::Endpoint, counter::Counter, flow::Role};
+use aya_ebpf::{
+    bindings::{bpf_sock, bpf_sockopt},
+    helpers::generated::bpf_get_netns_cookie,
+    programs::SockoptContext,
+};
+use waylay_common::{
+    addr::{Endpoint, Ip},
+    counter::Counter,
+    flow::{FlowKey, Role},
+};
 
 use crate::{
+    cells,
     hook::{self, read},
     sockets::{self, PROCEED, write},
 };
@@ -104,6 +113,44 @@ fn original_dst(sockopt: *mut bpf_sockopt) -> Option<Endpoint> {
     if sk.is_null() {
         return None;
     }
-    let state = sockets::socket_state(sk)?;
-    (state.role() == Some(Role::Accepted)).then_some(state.original_dst)
+    if let Some(state) = sockets::socket_state(sk) {
+        return (state.role() == Some(Role::Accepted)).then_some(state.original_dst);
+    }
+    let port = read!(sk, src_port) as u16;
+    if !sockets::is_agents_port(port) {
+        return None;
+    }
+    let remote_port = u16::from_be(read!(sk, dst_port));
+    let (local, remote) = addresses(sk);
+    // SAFETY: the helper takes this hook's context.
+    let netns_cookie = unsafe { bpf_get_netns_cookie(sockopt.cast()) };
+    let key = FlowKey::new(netns_cookie, Endpoint::new(remote, remote_port), Endpoint::new(local, port));
+    // It may be asked for as often as one likes, and the cell is not for ever.
+    if cells::move_out(&key, |origin| _ = sockets::put(sk, &origin.state(Role::Accepted))) == Some(false) {
+        sockets::remove(sk);
+    }
+    sockets::socket_state(sk).map(|state| state.original_dst)
+}
+
+/// The addresses of this end and the other one; of an IPv4-mapped connection the IPv4 addresses.
+#[inline(always)]
+fn addresses(sk: *mut bpf_sock) -> (Ip, Ip) {
+    if read!(sk, family) != u32::from(AF_INET) {
+        let remote = Ip::from_words([
+            read!(sk, dst_ip6[0]),
+            read!(sk, dst_ip6[1]),
+            read!(sk, dst_ip6[2]),
+            read!(sk, dst_ip6[3]),
+        ]);
+        if !remote.is_v4() {
+            let local = Ip::from_words([
+                read!(sk, src_ip6[0]),
+                read!(sk, src_ip6[1]),
+                read!(sk, src_ip6[2]),
+                read!(sk, src_ip6[3]),
+            ]);
+            return (local, remote);
+        }
+    }
+    (Ip::from_v4_word(read!(sk, src_ip4)), Ip::from_v4_word(read!(sk, dst_ip4)))
 }

@@ -4,16 +4,20 @@
 
 use std::{
     fmt,
-    net::IpAddr,
-    os::fd::AsRawFd,
+    net::{IpAddr, SocketAddr},
+    os::fd::{AsFd as _, AsRawFd},
     sync::{Arc, Mutex, atomic::AtomicBool},
 };
 
+use aya::maps::MapData;
+use nix::sys::socket::{SockaddrStorage, getpeername, getsockname};
 use waylay_common::{
     counter::Counter,
     dns::{DnsPlace, Slot},
-    flow::SocketState,
+    flow::{FlowKey, SocketState},
+    mapped::MappedCells,
     settings::Switch,
+    user::netns_cookie,
 };
 
 use crate::listener::TrafficDirection;
@@ -34,6 +38,8 @@ pub struct Kernel {
     netns_cookie: u64,
     /// Read by every accept: without a lock, as reading does not change the handle.
     sockets: Arc<maps::Sockets>,
+    /// What most accepted connections bring.
+    cells: Arc<MappedCells>,
     /// A second handle on the same map, for writing; the lock is held for one system call.
     stamps: Arc<Mutex<maps::Sockets>>,
     counters: Arc<maps::Counters>,
@@ -56,6 +62,7 @@ impl Kernel {
             instance,
             netns_cookie,
             sockets: Arc::new(sockets()?),
+            cells: Arc::new(map_cells(&loaded.map(maps::name::CELLS)?)?),
             stamps: Arc::new(Mutex::new(sockets()?)),
             counters: Arc::new(maps::typed(maps::name::COUNTERS, loaded.map(maps::name::COUNTERS)?)?),
             dns: Arc::new(DnsMaps::new(loaded)?),
@@ -67,12 +74,45 @@ impl Kernel {
         })
     }
 
-    /// Where an accepted connection was going. `None`: it did not come through the hooks (or the handover map was
-    /// full), and must be refused. One system call.
+    /// Takes over where an accepted connection was going, with no system call for most: to be asked once for each, with the
+    /// addresses at both ends and the network namespace in which it was accepted. `None`: it did not come through the
+    /// hooks (or the handover map was full), and must be refused.
     ///
     /// # Errors
-    /// The storage cannot be read.
+    /// The socket's storage cannot be read.
+    pub fn take_over(
+        &self,
+        socket: &impl AsRawFd,
+        (client, local): (SocketAddr, SocketAddr),
+        netns_cookie: u64,
+    ) -> Result<Option<Handover>, KernelError> {
+        match self.cells.take(&FlowKey::new(netns_cookie, client.into(), local.into())) {
+            Some(origin) => Ok(Some(origin.into())),
+            None => self.stored(socket),
+        }
+    }
+
+    /// The same, to be asked as often as one likes, with some system calls; of a connection that was taken over it may know
+    /// nothing.
+    ///
+    /// # Errors
+    /// The socket's storage cannot be read.
     pub fn handover(&self, socket: &impl AsRawFd) -> Result<Option<Handover>, KernelError> {
+        let fd = socket.as_raw_fd();
+        let (client, local) = (getpeername::<SockaddrStorage>(fd), getsockname::<SockaddrStorage>(fd));
+        // One that is gone has no addresses any more, and what it has brought is in its storage.
+        let ends = client.ok().as_ref().and_then(address).zip(local.ok().as_ref().and_then(address));
+        let look = |(client, local): (SocketAddr, SocketAddr)| {
+            let netns_cookie = netns_cookie(socket).ok()?;
+            self.cells.look(&FlowKey::new(netns_cookie, client.into(), local.into()))
+        };
+        match ends.and_then(look) {
+            Some(origin) => Ok(Some(origin.into())),
+            None => self.stored(socket),
+        }
+    }
+
+    fn stored(&self, socket: &impl AsRawFd) -> Result<Option<Handover>, KernelError> {
         let doing = "reading the original destination of an accepted connection";
         let state = maps::optional(self.sockets.get(socket, 0), doing)?;
         Ok(state.as_ref().and_then(Handover::from_state))
@@ -151,4 +191,14 @@ impl Kernel {
     pub(super) fn set(&self, switch: Switch, value: u64) -> Result<(), KernelError> {
         maps::set_switch(&mut lock(&self.tracing.switches), switch, value)
     }
+}
+
+fn map_cells(map: &MapData) -> Result<MappedCells, KernelError> {
+    let failed = |source| KernelError::io(format!("mapping the map {}", maps::name::CELLS), source);
+    MappedCells::new(map.fd().as_fd()).map_err(failed)
+}
+
+fn address(storage: &SockaddrStorage) -> Option<SocketAddr> {
+    let v4 = storage.as_sockaddr_in().map(|v4| SocketAddr::from((v4.ip(), v4.port())));
+    v4.or_else(|| storage.as_sockaddr_in6().map(|v6| SocketAddr::from((v6.ip(), v6.port()))))
 }

@@ -3,7 +3,10 @@
 use std::net::SocketAddr;
 
 use serde::Serialize;
-use waylay_common::flow::{ProcessStamp, Role, SocketState};
+use waylay_common::{
+    cells::Origin,
+    flow::{ProcessStamp, Role, SocketState},
+};
 
 /// An intercepted connection, as read from the agent's accepted socket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -32,6 +35,12 @@ impl Handover {
     pub(super) fn from_state(state: &SocketState) -> Option<Self> {
         (state.role() == Some(Role::Accepted))
             .then(|| Self { original_dst: state.original_dst.into(), process: state.process.into() })
+    }
+}
+
+impl From<Origin> for Handover {
+    fn from(origin: Origin) -> Self {
+        Self { original_dst: origin.original_dst.into(), process: origin.process.into() }
     }
 }
 

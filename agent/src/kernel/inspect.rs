@@ -10,6 +10,7 @@ use aya::{
 };
 use waylay_common::{
     LAYOUT,
+    cells::{HANDOVER_CELLS, Stage, Word},
     netns::NetnsEntry,
     settings::{OnAgentLoss, Placement, Settings, Switch},
 };
@@ -339,15 +340,19 @@ impl Instance {
         }
         let flows: maps::Handovers = self.open_checked(maps::name::HANDOVER)?;
         let now = clock::monotonic_ns();
-        let all = maps::entries(maps::name::HANDOVER, flows.keys(), |key| flows.get(key, 0))?;
+        let all = maps::entries(maps::name::HANDOVER, flows.keys(), |key| flows.get(key, 0))?.into_iter();
+        let cells: maps::Cells = self.open_checked(maps::name::CELLS)?;
+        let cells = maps::places(maps::name::CELLS, &cells, 0..HANDOVER_CELLS)?.into_iter();
+        let in_flight = cells.filter(|cell| Word(cell.word).is(Stage::Published)).map(|cell| (cell.key, cell.origin));
         Ok(all
-            .into_iter()
-            .map(|(key, entry)| HandoverRow {
+            .map(|(key, entry)| (key, entry.origin))
+            .chain(in_flight)
+            .map(|(key, origin)| HandoverRow {
                 client: key.client().into(),
                 agent: key.agent().into(),
-                original_dst: entry.state.original_dst.into(),
-                age_ms: clock::millis(Duration::from_nanos(now.saturating_sub(entry.state.process.connect_time_ns))),
-                process: entry.state.process.into(),
+                original_dst: origin.original_dst.into(),
+                age_ms: clock::millis(Duration::from_nanos(now.saturating_sub(origin.process.connect_time_ns))),
+                process: origin.process.into(),
             })
             .collect())
     }
@@ -381,7 +386,7 @@ impl Instance {
     /// # Errors
     /// As [`Self::status`].
     pub fn sockets(&self) -> Result<Vec<SocketRow>, KernelError> {
-        sockets::list(&self.map_data(maps::name::SOCKETS)?)
+        sockets::list(&self.map_data(maps::name::SOCKETS)?, &self.open_checked(maps::name::CLIENTS)?)
     }
 
     pub(super) fn exempt_map(&self) -> Result<maps::Exempt, KernelError> {

@@ -12,7 +12,10 @@ use std::{
     time::Duration,
 };
 
-use waylay_common::settings::{OnAgentLoss, Placement, Settings, Switch};
+use waylay_common::{
+    cells::HANDOVER_CELLS,
+    settings::{OnAgentLoss, Placement, Settings, Switch},
+};
 
 use super::{
     FLOW_ENTRIES, HANDOVER_ENTRIES, HEARTBEAT_LOSS, Kernel, KernelError, Log,
@@ -125,7 +128,7 @@ impl Interception {
         let instance = write_settings(&loaded, options, cgroup.id(), order.placement)?;
         let place = Place { instance, cgroup, own };
         let kernel = Kernel::new(&loaded, instance, netns_cookie)?;
-        let mut namespaces = Namespaces::new(&loaded)?;
+        let mut namespaces = Namespaces::new(&loaded, netns_cookie)?;
         if let Some(policy) = &compiled {
             let wanted = Wanted { outbound: Some(policy), inbound: None };
             place.check(netns_cookie, wanted)?;
@@ -302,6 +305,10 @@ fn write_settings(
     let loss_ns = u64::try_from(options.heartbeat_loss.as_nanos()).unwrap_or(u64::MAX);
     let mut settings =
         Settings::new(options.on_agent_loss, loss_ns, cgroup_id, std::process::id()).with_placement(placement);
+    // A map that is to be full so soon is to be full of all handshakes.
+    if options.handover_entries >= HANDOVER_CELLS {
+        settings = settings.with_cells();
+    }
     if let Some(address) = options.redirect_v4 {
         settings.redirect_v4 = SocketAddr::V4(address).into();
     }

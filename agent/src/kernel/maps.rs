@@ -11,6 +11,7 @@ use aya::{
     },
 };
 use waylay_common::{
+    cells::{ClientSlot, HandoverCell},
     counter::Counter,
     flow::{FlowKey, HandoverEntry, SocketState},
     netns::{ListenerKey, NetnsEntry},
@@ -29,6 +30,9 @@ pub mod name {
     pub const SETTINGS: &str = "WAYLAY_SETTINGS";
     pub const SWITCHES: &str = "WAYLAY_SWITCHES";
     pub const SOCKETS: &str = "WAYLAY_SOCKETS";
+    /// Connections on their way to the agent, each in a place of its own; those that find theirs taken are in the other one.
+    pub const CELLS: &str = "WAYLAY_CELLS";
+    pub const CLIENTS: &str = "WAYLAY_CLIENTS";
     pub const HANDOVER: &str = "WAYLAY_HANDOVER";
     pub const POLICY: &str = "WAYLAY_POLICY";
     pub const EXEMPT: &str = "WAYLAY_EXEMPT";
@@ -46,6 +50,8 @@ pub(super) type Settled = Array<MapData, Settings>;
 pub(super) type Processes = Array<MapData, ProcessTable>;
 pub(super) type Switches = Array<MapData, u64>;
 pub(super) type Sockets = SkStorage<MapData, SocketState>;
+pub(super) type Cells = Array<MapData, HandoverCell>;
+pub(super) type Clients = Array<MapData, ClientSlot>;
 pub(super) type Handovers = HashMap<MapData, FlowKey, HandoverEntry>;
 pub(super) type Flows = HashMap<MapData, FlowKey, u64>;
 pub(super) type Listeners = SockHash<MapData, ListenerKey>;
@@ -95,6 +101,17 @@ pub(super) fn entries<K: Pod, V: Pod>(
         }
     }
     Ok(entries)
+}
+
+/// The values of these places of an array.
+pub(super) fn places<V: Pod>(
+    name: &str,
+    array: &Array<MapData, V>,
+    places: impl IntoIterator<Item = u32>,
+) -> Result<Vec<V>, KernelError> {
+    let read = |place| array.get(&place, 0);
+    let failed = |source| KernelError::map(format!("reading the map {name}"), source);
+    places.into_iter().map(read).collect::<Result<_, _>>().map_err(failed)
 }
 
 /// Removes a key; none is as good.

@@ -9,7 +9,10 @@ use std::{
     os::fd::{AsRawFd as _, BorrowedFd},
 };
 
-use waylay_common::netns::{ListenerKey, NetnsEntry};
+use waylay_common::{
+    netns::{ListenerKey, NetnsEntry},
+    settings::Switch,
+};
 
 use super::{
     KernelError,
@@ -59,7 +62,7 @@ impl Wanted<'_> {
 
 /// All of them.
 pub(super) struct Namespaces {
-    map: maps::Netns,
+    entries: Entries,
     listeners: maps::Listeners,
     policies: Policies,
     /// Made when the first namespace is enrolled for what arrives.
@@ -75,10 +78,11 @@ struct Enrolled {
 }
 
 impl Namespaces {
-    pub(super) fn new(loaded: &Loaded) -> Result<Self, KernelError> {
+    /// `home`: the agent's own namespace.
+    pub(super) fn new(loaded: &Loaded, home: u64) -> Result<Self, KernelError> {
         let trie = maps::typed(maps::name::POLICY, loaded.map(maps::name::POLICY)?)?;
         Ok(Self {
-            map: maps::typed(maps::name::NETNS, loaded.map(maps::name::NETNS)?)?,
+            entries: Entries::new(loaded, home)?,
             listeners: maps::typed(maps::name::LISTENERS, loaded.map(maps::name::LISTENERS)?)?,
             policies: Policies::new(trie),
             hooks: None,
@@ -132,11 +136,8 @@ impl Namespaces {
         let acquired = wanted.inbound.map_or(Ok(0), |policy| self.policies.acquire(policy));
         let entry = acquired.and_then(|inbound| {
             let entry = NetnsEntry { outbound, inbound };
-            let written = self.map.insert(cookie, entry, 0);
-            written.map(|()| entry).map_err(|source| {
-                self.policies.release(inbound);
-                KernelError::map("enrolling a network namespace", source)
-            })
+            let written = self.entries.put(cookie, entry);
+            written.map(|()| entry).inspect_err(|_| self.policies.release(inbound))
         });
         let entry = entry.inspect_err(|_| self.policies.release(outbound))?;
         let old = std::mem::replace(&mut self.enrolled.entry(cookie).or_default().entry, entry);
@@ -149,10 +150,7 @@ impl Namespaces {
         let inbound = self.enrolled.get(&cookie).map_or(0, |enrolled| enrolled.entry.inbound);
         let outbound = self.policies.acquire(policy)?;
         let entry = NetnsEntry { outbound, inbound };
-        if let Err(source) = self.map.insert(cookie, entry, 0) {
-            self.policies.release(outbound);
-            return Err(KernelError::map("replacing the policy of a network namespace", source));
-        }
+        self.entries.put(cookie, entry).inspect_err(|_| self.policies.release(outbound))?;
         let old = std::mem::replace(&mut self.enrolled.entry(cookie).or_default().entry, entry);
         self.policies.release(old.outbound);
         Ok(())
@@ -173,7 +171,7 @@ impl Namespaces {
     /// Leaves nothing of the namespace in the maps; one that is not enrolled is as good. First the entry, so that nothing
     /// more is taken.
     pub(super) fn remove(&mut self, cookie: u64) -> Result<(), KernelError> {
-        let removed = maps::ensure_removed(self.map.remove(&cookie), "withdrawing a network namespace");
+        let removed = self.entries.remove(cookie);
         let stopped = self.stop_listening(cookie);
         if let Entry::Occupied(enrolled) = self.enrolled.entry(cookie) {
             let old = enrolled.remove().entry;
@@ -190,5 +188,38 @@ impl Namespaces {
     fn release(&mut self, entry: NetnsEntry) {
         self.policies.release(entry.outbound);
         self.policies.release(entry.inbound);
+    }
+}
+
+/// What the hooks ask for each namespace. That of the agent's own stands in the switches as well, where it costs no lookup.
+struct Entries {
+    map: maps::Netns,
+    switches: maps::Switches,
+    home: u64,
+}
+
+impl Entries {
+    fn new(loaded: &Loaded, home: u64) -> Result<Self, KernelError> {
+        let mut switches = maps::typed(maps::name::SWITCHES, loaded.map(maps::name::SWITCHES)?)?;
+        maps::set_switch(&mut switches, Switch::Home, home)?;
+        Ok(Self { map: maps::typed(maps::name::NETNS, loaded.map(maps::name::NETNS)?)?, switches, home })
+    }
+
+    fn put(&mut self, cookie: u64, entry: NetnsEntry) -> Result<(), KernelError> {
+        let put = self.map.insert(cookie, entry, 0);
+        put.map_err(|source| KernelError::map("entering the policies of a network namespace", source))?;
+        self.at_home(cookie, entry)
+    }
+
+    fn remove(&mut self, cookie: u64) -> Result<(), KernelError> {
+        let left = self.at_home(cookie, NetnsEntry::NONE);
+        left.and(maps::ensure_removed(self.map.remove(&cookie), "withdrawing a network namespace"))
+    }
+
+    fn at_home(&mut self, cookie: u64, entry: NetnsEntry) -> Result<(), KernelError> {
+        if cookie != self.home {
+            return Ok(());
+        }
+        maps::set_switch(&mut self.switches, Switch::HomeEntry, entry.bits())
     }
 }

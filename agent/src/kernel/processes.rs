@@ -149,6 +149,8 @@ impl Chosen {
         let doing = "writing whose connections are taken";
         self.tables.set(next, table, 0).map_err(|source| KernelError::map(doing, source))?;
         kernel.set(Switch::Processes, next.into())?;
+        // Last: until then the table itself says that it does not ask.
+        kernel.set(Switch::Choosing, table.rows().is_some().into())?;
         (self.slot, self.written) = (next, table);
         Ok(())
     }

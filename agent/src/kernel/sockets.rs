@@ -1,4 +1,6 @@
-//! Socket storage, read for all sockets at once: through sock_diag, which prints it beside each socket's addresses.
+//! What the hooks remember of sockets, for all sockets at once: socket storage through sock_diag, which prints it beside each
+//! socket's addresses and its cookie; the slots of clients by that cookie. A socket that has no storage, and whose other end
+//! is a client's, was accepted from there.
 //!
 //! Used by `inspect` only; the data path reads one socket by its fd. The kernel lists the sockets of the network
 //! namespace that asks.
@@ -12,9 +14,15 @@ use std::{
 use aya::maps::MapData;
 use serde::Serialize;
 use socket2::{Domain, Protocol, Socket, Type};
-use waylay_common::flow::{Role, SocketState};
+use waylay_common::{
+    cells::ClientSlot,
+    flow::{Role, SocketState},
+};
 
-use super::{KernelError, Process};
+use super::{
+    KernelError, Process,
+    maps::{Clients, name, places},
+};
 
 /// A socket that the hooks or the agent have written to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -47,25 +55,69 @@ const NLA_TYPE_MASK: u16 = 0x3fff;
 const NLA_F_NESTED: u16 = 0x8000;
 /// `struct inet_diag_msg`.
 const DIAG_MESSAGE: usize = 72;
+/// `idiag_cookie` in it: two words, the lower one first.
+const COOKIE: usize = 44;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const IPPROTO_TCP: u8 = 6;
 /// The kernel fills at most this much for one read of a dump.
 const READ_BYTES: usize = 32 * 1024;
 
-/// All TCP sockets of this network namespace that have an entry in `map`.
-pub(super) fn list(map: &MapData) -> Result<Vec<SocketRow>, KernelError> {
-    let dump = || -> io::Result<Vec<SocketRow>> {
-        let mut rows = Vec::new();
+/// All TCP sockets of this network namespace that `map`, the storage, or `clients` know of.
+pub(super) fn list(map: &MapData, clients: &Clients) -> Result<Vec<SocketRow>, KernelError> {
+    let dump = || -> io::Result<Vec<Listed>> {
+        let mut all = Vec::new();
         for family in [AF_INET, AF_INET6] {
-            dump_family(family, map, &mut rows)?;
+            dump_family(family, map, &mut all)?;
         }
-        Ok(rows)
+        Ok(all)
     };
-    dump().map_err(|source| KernelError::io("listing the sockets with sock_diag (kernel module tcp_diag)", source))
+    let all = dump()
+        .map_err(|source| KernelError::io("listing the sockets with sock_diag (kernel module tcp_diag)", source))?;
+    let mut rows: Vec<_> = all.iter().filter_map(|socket| socket.row(socket.state.as_ref()?)).collect();
+    for client in all.iter().filter(|socket| socket.state.is_none()) {
+        let slot = places(name::CLIENTS, clients, [ClientSlot::index(client.cookie)])?;
+        let Some(origin) = slot.first().and_then(|slot| slot.published(client.cookie)) else { continue };
+        rows.extend(client.row(&origin.state(Role::Client)));
+        let accepted =
+            all.iter().find(|socket| socket.state.is_none() && socket.ends == (client.ends.1, client.ends.0));
+        rows.extend(accepted.and_then(|accepted| accepted.row(&origin.state(Role::Accepted))));
+    }
+    Ok(rows)
 }
 
-fn dump_family(family: u8, map: &MapData, rows: &mut Vec<SocketRow>) -> io::Result<()> {
+/// A socket as sock_diag tells of it.
+struct Listed {
+    cookie: u64,
+    /// This one and the other one.
+    ends: (SocketAddr, SocketAddr),
+    inode: u32,
+    state: Option<SocketState>,
+}
+
+impl Listed {
+    /// `None`: a state that this build does not know.
+    fn row(&self, state: &SocketState) -> Option<SocketRow> {
+        let role = match state.role()? {
+            Role::Client => "client",
+            Role::Accepted => "accepted",
+            Role::Bypass => "bypass",
+            Role::Inbound => "inbound",
+            Role::Dispatched => "dispatched",
+        };
+        let (local, remote) = self.ends;
+        Some(SocketRow {
+            role,
+            local,
+            remote,
+            original_dst: (!state.original_dst.is_none()).then(|| state.original_dst.into()),
+            process: (state.process.pid != 0).then(|| state.process.into()),
+            inode: self.inode,
+        })
+    }
+}
+
+fn dump_family(family: u8, map: &MapData, all: &mut Vec<Listed>) -> io::Result<()> {
     let mut netlink = Socket::new(Domain::from(AF_NETLINK), Type::RAW, Some(Protocol::from(NETLINK_SOCK_DIAG)))?;
     netlink.write_all(&request(family, map.fd().as_fd().as_raw_fd()))?;
     let mut buffer = vec![0; READ_BYTES];
@@ -76,7 +128,7 @@ fn dump_family(family: u8, map: &MapData, rows: &mut Vec<SocketRow>) -> io::Resu
             match kind {
                 NLMSG_DONE => return Ok(()),
                 NLMSG_ERROR => return Err(error(message)),
-                _ => rows.extend(row(message)),
+                _ => all.extend(listed(message)),
             }
             rest = after;
         }
@@ -124,29 +176,24 @@ fn error(message: &[u8]) -> io::Error {
     io::Error::from_raw_os_error(code.saturating_neg())
 }
 
-/// A socket with an entry in the map; `None` for all others.
-fn row(message: &[u8]) -> Option<SocketRow> {
-    let storages = find(message.get(DIAG_MESSAGE..)?, INET_DIAG_SK_BPF_STORAGES)?;
-    let storage = find(storages, SK_DIAG_BPF_STORAGE)?;
-    let state = SocketState::from_bytes(find(storage, SK_DIAG_BPF_STORAGE_MAP_VALUE)?)?;
-    let role = match state.role()? {
-        Role::Client => "client",
-        Role::Accepted => "accepted",
-        Role::Bypass => "bypass",
-        Role::Inbound => "inbound",
-        Role::Dispatched => "dispatched",
-    };
+/// `None`: a message that ends early.
+fn listed(message: &[u8]) -> Option<Listed> {
     let family = *message.first()?;
     let port = |at: usize| Some(u16::from_be_bytes(*message.get(at..)?.first_chunk()?));
     let ip = |at: usize| address(family, message.get(at..at + 16)?);
-    Some(SocketRow {
-        role,
-        local: SocketAddr::new(ip(8)?, port(4)?),
-        remote: SocketAddr::new(ip(24)?, port(6)?),
-        original_dst: (!state.original_dst.is_none()).then(|| state.original_dst.into()),
-        process: (state.process.pid != 0).then(|| state.process.into()),
+    Some(Listed {
+        cookie: u64::from_ne_bytes(*message.get(COOKIE..)?.first_chunk()?),
+        ends: (SocketAddr::new(ip(8)?, port(4)?), SocketAddr::new(ip(24)?, port(6)?)),
         inode: u32::from_ne_bytes(*message.get(68..)?.first_chunk()?),
+        state: storage(message),
     })
+}
+
+/// The socket's entry in the map.
+fn storage(message: &[u8]) -> Option<SocketState> {
+    let storages = find(message.get(DIAG_MESSAGE..)?, INET_DIAG_SK_BPF_STORAGES)?;
+    let storage = find(storages, SK_DIAG_BPF_STORAGE)?;
+    SocketState::from_bytes(find(storage, SK_DIAG_BPF_STORAGE_MAP_VALUE)?)
 }
 
 fn address(family: u8, bytes: &[u8]) -> Option<IpAddr> {
@@ -191,6 +238,6 @@ mod tests {
         let (kind, body, after) = next_message(&request).unwrap();
         assert_eq!((kind, body.len(), after.len()), (SOCK_DIAG_BY_FAMILY, 56 + 12, 0));
         assert!(next_message(&request[..request.len() - 1]).is_none());
-        assert!(row(body).is_none());
+        assert!(listed(body).is_none());
     }
 }

@@ -2,6 +2,7 @@
 //! both away, also when it fails.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod cells;
 mod connections;
 mod inbound;
 mod life;
