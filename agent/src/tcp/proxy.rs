@@ -177,9 +177,10 @@ impl Proxying {
 /// tried, so the socket itself is asked; a client that only seems to have spoken would keep a silent endpoint waiting.
 async fn first_word(client: &TcpStream) -> FirstWord {
     let has_spoken = || matches!(client.peek(&mut [0]).now_or_never(), Some(Ok(bytes)) if bytes > 0);
-    if !has_spoken() {
-        tokio::task::yield_now().await;
+    if has_spoken() {
+        return FirstWord::Ours;
     }
+    tokio::task::yield_now().await;
     if has_spoken() { FirstWord::Ours } else { FirstWord::Unknown }
 }
 
