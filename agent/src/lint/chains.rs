@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net};
 
-use super::reachable::{INSPECTED, Inspected, Sight, boundaries, unnamed_source_port};
+use super::reachable::{INSPECTED, Inspected, Names, Sight, boundaries, unnamed_source_port};
 use super::{Finding, Kind};
 use crate::listener::Listener;
 use crate::listener::chain::{ChainMatch, ConnectionFacts, FilterChain, TransportProtocol};
@@ -39,6 +39,7 @@ pub(super) fn findings(path: &str, listeners: &Listeners, listener: &Listener) -
         listener,
         sight: Sight::of(listeners, listener),
         source_port: unnamed_source_port(&matches),
+        names: Names::of(&matches),
         neighbours: Neighbours::new(matches.clone()),
         matches,
         unnamed_port: OnceCell::new(),
@@ -64,6 +65,8 @@ struct Lint<'a> {
     sight: Sight<'a>,
     /// Of all chains.
     matches: Vec<&'a ChainMatch>,
+    /// Of all chains.
+    names: Names<'a>,
     neighbours: Neighbours<'a>,
     /// A client port that no chain names.
     source_port: Option<u16>,
@@ -189,7 +192,7 @@ impl Lint<'_> {
             [] => self.source_port.into_iter().collect(),
             ports => ports.to_vec(),
         };
-        product(ports, destinations, self.sight.inspected(matches, &self.matches, &[]), clients, source_ports)
+        product(ports, destinations, self.sight.inspected(matches, &self.names, &[]), clients, source_ports)
     }
 
     /// Destination ports: `wanted`, or else one that nobody names.

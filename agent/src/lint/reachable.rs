@@ -2,7 +2,7 @@
 //!
 //! After: [`super::chains`], which tries the connections made here on the listener's own filter chains.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
@@ -112,7 +112,7 @@ impl<'a> Sight<'a> {
     }
 
     /// What the listener filters can make of connections that `wanted` accepts. `names` are further server names to try.
-    pub(super) fn inspected(&self, wanted: &ChainMatch, others: &[&ChainMatch], names: &[&str]) -> Vec<Inspected> {
+    pub(super) fn inspected(&self, wanted: &ChainMatch, others: &Names<'_>, names: &[&str]) -> Vec<Inspected> {
         let mut all = Vec::new();
         if wanted.transport_protocol != Some(TransportProtocol::Tls) && wanted.server_names.is_empty() {
             let protocols =
@@ -158,23 +158,51 @@ impl Inspected {
     }
 }
 
+/// The server names that chains ask for.
+#[derive(Debug, Default)]
+pub(super) struct Names<'a> {
+    exact: HashSet<&'a str>,
+    /// Of wildcards, without the star.
+    suffixes: HashSet<&'a str>,
+}
+
+impl<'a> Names<'a> {
+    pub(super) fn of(chains: &[&'a ChainMatch]) -> Self {
+        let mut names = Self::default();
+        for name in chains.iter().flat_map(|chain| &chain.server_names) {
+            match name.strip_prefix('*') {
+                Some(suffix) => names.suffixes.insert(suffix),
+                None => names.exact.insert(name),
+            };
+        }
+        names
+    }
+
+    /// Whether one of them is `name`, or a wildcard for it that is longer than `suffix`.
+    fn know(&self, name: &str, suffix: &str) -> bool {
+        let mut longer = suffixes(name).take_while(|other| other.len() > suffix.len());
+        self.exact.contains(name) || longer.any(|other| self.suffixes.contains(other))
+    }
+
+    fn count(&self) -> usize {
+        self.exact.len() + self.suffixes.len()
+    }
+}
+
+/// What `name` ends with, from the whole of it to nothing.
+pub(super) fn suffixes(name: &str) -> impl Iterator<Item = &str> {
+    name.char_indices().map(|(place, _)| &name[place..]).chain([""])
+}
+
 /// The name itself, or one that the wildcard stands for and that none of `others` names.
-fn an_instance(name: &str, others: &[&ChainMatch]) -> String {
+fn an_instance(name: &str, others: &Names<'_>) -> String {
     let Some(suffix) = name.strip_prefix('*') else { return name.to_owned() };
-    let named = |candidate: &str| {
-        let longer = |other: &str| match other.strip_prefix('*') {
-            Some(other) => candidate.ends_with(other) && other.len() > suffix.len(),
-            None => other == candidate,
-        };
-        others.iter().flat_map(|other| &other.server_names).any(|other| longer(other))
-    };
     // One more than there are names, so that one of them is free.
-    let names: usize = others.iter().map(|other| other.server_names.len()).sum();
-    let mut candidates = (0..=names).map(|number| match number {
+    let mut candidates = (0..=others.count()).map(|number| match number {
         0 => format!("any{suffix}"),
         _ => format!("any{number}{suffix}"),
     });
-    candidates.find(|candidate| !named(candidate)).unwrap_or_else(|| format!("any{suffix}"))
+    candidates.find(|candidate| !others.know(candidate, suffix)).unwrap_or_else(|| format!("any{suffix}"))
 }
 
 /// A client port that none of `others` names.

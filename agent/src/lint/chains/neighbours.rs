@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::super::reachable::misleads;
+use super::super::reachable::{misleads, suffixes};
 use crate::listener::chain::ChainMatch;
 
 /// The chains of a listener, by the criteria that keep them apart first.
@@ -31,10 +31,14 @@ struct OfPort<'a> {
 #[derive(Default)]
 struct OfPrefixes<'a> {
     all: Vec<usize>,
+    /// Those that ask for no server name.
+    unnamed: Vec<usize>,
     /// By each server name that they ask for.
     named: HashMap<&'a str, Vec<usize>>,
-    /// Those that ask for none, or for a wildcard.
-    broad: Vec<usize>,
+    /// By each wildcard, without the star.
+    wildcards: HashMap<&'a str, Vec<usize>>,
+    /// By both, without stars and read from the end: those that a wildcard stands for lie next to each other.
+    backwards: BTreeMap<Vec<u8>, Vec<usize>>,
 }
 
 impl<'a> Neighbours<'a> {
@@ -78,16 +82,21 @@ impl<'a> OfPort<'a> {
             OfPrefixes::default()
         });
         same.all.push(index);
-        let mut broad = chain.server_names.is_empty();
-        for name in &chain.server_names {
-            if name.starts_with('*') {
-                broad = true;
-            } else {
-                same.named.entry(name.as_str()).or_default().push(index);
-            }
+        if chain.server_names.is_empty() {
+            same.unnamed.push(index);
         }
-        if broad {
-            same.broad.push(index);
+        for name in &chain.server_names {
+            let text = match name.strip_prefix('*') {
+                Some(suffix) => {
+                    same.wildcards.entry(suffix).or_default().push(index);
+                    suffix
+                }
+                None => {
+                    same.named.entry(name.as_str()).or_default().push(index);
+                    name
+                }
+            };
+            same.backwards.entry(backwards(text)).or_default().push(index);
         }
     }
 
@@ -104,14 +113,9 @@ impl<'a> OfPort<'a> {
                 found.extend(self.lists.get(list).into_iter().flat_map(|group| &group.all));
             }
         }
-        let Some(same) = self.lists.get(own) else { return };
-        let names = &chain.server_names;
-        if names.is_empty() || names.iter().any(|name| name.starts_with('*')) {
-            found.extend(&same.all);
-            return;
+        if let Some(same) = self.lists.get(own) {
+            same.collect(&chain.server_names, found);
         }
-        found.extend(&same.broad);
-        found.extend(names.iter().filter_map(|name| same.named.get(name.as_str())).flatten());
     }
 
     /// The lists with a network that contains `net`, or that it contains.
@@ -125,6 +129,37 @@ impl<'a> OfPort<'a> {
         });
         within.chain(around).flatten().copied().collect()
     }
+}
+
+impl OfPrefixes<'_> {
+    /// Adds the chains of whose server names some are in `names` or stand for the same; all, when there are none.
+    fn collect(&self, names: &[String], found: &mut Vec<usize>) {
+        if names.is_empty() {
+            found.extend(&self.all);
+            return;
+        }
+        found.extend(&self.unnamed);
+        for name in names {
+            let text = match name.strip_prefix('*') {
+                Some(suffix) => {
+                    let ending = backwards(suffix);
+                    let stood_for = self.backwards.range(ending.clone()..);
+                    let stood_for = stood_for.take_while(|(text, _)| text.starts_with(&ending));
+                    found.extend(stood_for.flat_map(|(_, chains)| chains));
+                    suffix
+                }
+                None => {
+                    found.extend(self.named.get(name.as_str()).into_iter().flatten());
+                    name
+                }
+            };
+            found.extend(suffixes(text).filter_map(|suffix| self.wildcards.get(suffix)).flatten());
+        }
+    }
+}
+
+fn backwards(text: &str) -> Vec<u8> {
+    text.bytes().rev().collect()
 }
 
 #[cfg(test)]

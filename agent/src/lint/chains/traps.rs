@@ -68,7 +68,7 @@ impl Lint<'_> {
 
     /// Connections that `general` may accept and that go, as far as they can, where `special` leads.
     fn between(&self, general: &ChainMatch, special: &ChainMatch) -> impl Iterator<Item = ConnectionFacts> + use<'_> {
-        let others = &self.matches;
+        let others = &self.names;
         let mut ports = self.ports(special.destination_port);
         ports.extend(self.ports(general.destination_port));
         ports.dedup();
