@@ -5,7 +5,7 @@
 use std::ffi::{c_int, c_void};
 
 /// Gives the pages back that hold nothing but freed memory. The allocator keeps them otherwise, as far as anything that is
-/// in use lies behind them. Whoever allocates meanwhile waits for it: a millisecond or so for each 10 MB that go back.
+/// in use lies behind them. Whoever allocates meanwhile waits for it: two milliseconds or so for each 10 MB that go back.
 /// Does nothing with another C library than glibc.
 pub fn release_free() {
     // SAFETY: it takes no pointer, locks what it touches, and changes no memory that is in use.
