@@ -24,7 +24,7 @@ use crate::listener::{HandOff, Listener, NetworkFilter, TrafficDirection};
 use crate::place::{Behalf, Place};
 use crate::snapshot::Snapshot;
 use crate::tcp::proxy::{Job, Proxying};
-use crate::tcp::{self, Splicing, reset_on_drop};
+use crate::tcp::{self, reset_on_drop};
 use crate::telemetry::ResponseFlags;
 use crate::telemetry::metric::Active;
 use crate::telemetry::record::{ConnectionInfo, ConnectionRecord, Recording};
@@ -292,7 +292,7 @@ async fn route(
     let job = match &chain.filter {
         NetworkFilter::Tcp(tcp) => {
             let early = early.filter(|early| early.serves(chain));
-            let job = Job { tcp, behalf, early, splicing: Splicing::Allowed };
+            let job = Job { tcp, behalf, early };
             tcp::proxy::begin(stream, job, record, worker).await.map_or(ConnectionJob::Over, ConnectionJob::Tcp)
         }
         NetworkFilter::Http(manager) => {

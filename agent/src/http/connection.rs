@@ -27,7 +27,7 @@ use crate::telemetry::ResponseFlags;
 use crate::telemetry::record::ConnectionInfo;
 use crate::worker::Worker;
 
-use super::downstream::Downstream;
+use super::codec_body::Downstream;
 use super::gate::{Gate, Wire};
 use super::h1;
 use super::h1::server::{Rest, Spoken};

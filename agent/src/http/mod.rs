@@ -4,8 +4,8 @@
 
 pub mod check;
 mod chunk;
+mod codec_body;
 pub mod connection;
-mod downstream;
 mod exchange;
 mod field;
 mod gate;
@@ -25,7 +25,6 @@ mod router;
 mod service;
 mod tunnel;
 mod upstream;
-mod upstream_body;
 mod upstream_io;
 
 use std::sync::Arc;

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
-use super::downstream::{Downstream, DownstreamError};
+use super::codec_body::{Downstream, DownstreamError};
 use super::meter::Meter;
 
 /// What is kept of a request's body for another try: Envoy's default `per_connection_buffer_limit_bytes`.

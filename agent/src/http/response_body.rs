@@ -1,6 +1,6 @@
 //! The response's body on its way to the client: streamed, counted, watched by the clock.
 //!
-//! Before: [`super::upstream_body`], or a local answer. After: hyper's server side. It owns the [`Exchange`]: when the body ends,
+//! Before: [`super::codec_body`], or a local answer. After: hyper's server side. It owns the [`Exchange`]: when the body ends,
 //! so does the exchange. An endpoint that breaks off becomes an error here, and so a reset for the client: never a
 //! response that looks complete.
 
@@ -12,11 +12,11 @@ use http_body::{Body, Frame, SizeHint};
 
 use crate::telemetry::ResponseFlags;
 
+use super::codec_body::{Upstream, UpstreamError};
 use super::exchange::Exchange;
 use super::meter::{Clock, Expired};
 use super::request_body::Upload;
 use super::upstream::Ticket;
-use super::upstream_body::{Upstream, UpstreamError};
 
 /// Why a response was cut off.
 #[derive(Debug, thiserror::Error)]

@@ -19,8 +19,8 @@ use crate::cluster::{Cluster, UpstreamProtocol};
 use crate::telemetry::ResponseFlags;
 
 use super::check::{self, Checked, check};
+use super::codec_body::Downstream;
 use super::connection::Connection;
-use super::downstream::Downstream;
 use super::exchange::Exchange;
 use super::headers;
 use super::meter::Clock;

@@ -19,11 +19,11 @@ use crate::cluster::endpoint::Endpoint;
 use crate::place::Behalf;
 use crate::worker::Worker;
 
+use super::codec_body::Upstream as UpstreamBody;
 use super::h1::client::{Call, CallError, Connection, Sending};
 use super::h1::encode::{self, Framing, Length};
 use super::pool::{Pools, Protocol, Stream};
 use super::request_body::RequestBody;
-use super::upstream_body;
 use super::upstream_io;
 
 /// A request as it leaves the agent, for any number of tries.
@@ -82,7 +82,7 @@ impl From<FailureKind> for Failure {
 /// A response's head, and what is needed to read and end it.
 pub struct Answer {
     /// Head and body.
-    pub response: Response<upstream_body::Upstream>,
+    pub response: Response<UpstreamBody>,
     /// To be finished with the body.
     pub ticket: Ticket,
 }
@@ -119,7 +119,7 @@ impl Ticket {
     }
 
     /// The response was read to its end: the connection is free, unless the request is still being sent.
-    pub fn finish(self, body: &mut upstream_body::Upstream) {
+    pub fn finish(self, body: &mut UpstreamBody) {
         if let Some(connection) = body.release() {
             self.pools.put_http1(&self.behalf, &self.cluster, &self.endpoint, connection);
         }
@@ -223,7 +223,7 @@ async fn send_http1(
         polled
     });
     match called.await {
-        Ok(response) => Ok(Answer { response: response.map(upstream_body::Upstream::Http1), ticket }),
+        Ok(response) => Ok(Answer { response: response.map(UpstreamBody::Http1), ticket }),
         Err(error) => {
             tracing::debug!(error = &error as &dyn std::error::Error, "request to an endpoint failed");
             let kind = match error {
@@ -255,7 +255,7 @@ async fn send_http2(
     match sent {
         Ok(response) => {
             ticket.stream = Some(stream);
-            let response = response.map(upstream_body::Upstream::Hyper);
+            let response = response.map(UpstreamBody::Hyper);
             Ok(Answer { response, ticket })
         }
         Err(mut error) => {

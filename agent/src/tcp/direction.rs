@@ -11,7 +11,7 @@ use rustix::net::{SendFlags, send};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use super::Splicing;
+use super::exhausted;
 use super::pipes::Pipe;
 use crate::worker::Worker;
 
@@ -38,7 +38,8 @@ pub struct Direction {
     held: Held,
     large_reads: u8,
     done: bool,
-    splicing: Splicing,
+    /// The kernel cannot splice one of its sockets.
+    only_copies: bool,
 }
 
 /// Read, but not taken by the receiver yet.
@@ -101,11 +102,6 @@ enum Left {
 }
 
 impl Direction {
-    /// Nothing has moved yet.
-    pub fn new(splicing: Splicing) -> Self {
-        Self { splicing, ..Self::default() }
-    }
-
     /// Whether the sender has ended, and everything was handed on.
     pub fn is_done(&self) -> bool {
         self.done
@@ -136,7 +132,7 @@ impl Direction {
             if !self.flush(receiver, worker)? || self.done {
                 return Ok(Turn::Waits);
             }
-            let step = if self.large_reads >= LARGE_READS && self.splicing == Splicing::Allowed {
+            let step = if self.large_reads >= LARGE_READS && !self.only_copies {
                 self.splice(sender, worker)
             } else {
                 worker.with_scratch(|scratch| self.copy(sender, receiver, scratch, announced))
@@ -208,7 +204,7 @@ impl Direction {
                     io::ErrorKind::WouldBlock => Ok(Step::Drained),
                     // The kernel's, not the connection's: this socket cannot be spliced, or there is no memory for it.
                     io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported | io::ErrorKind::OutOfMemory => {
-                        self.splicing = Splicing::Never;
+                        self.only_copies = true;
                         Ok(Step::Moved)
                     }
                     _ => Err(Broken::Sender),
@@ -263,9 +259,7 @@ fn read(sender: &TcpStream, scratch: &mut [u8], announced: Announced) -> io::Res
             Err(error) => return Err(error),
         }
         if announced == Announced::Nothing && bytes < scratch.len() {
-            // The socket is empty. Saying so saves the read that would find out; bytes that arrive meanwhile raise a
-            // new edge, and an end stays known.
-            let _ = sender.try_io(Interest::READABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+            exhausted(sender, Interest::READABLE);
             return Ok((bytes, Left::Nothing));
         }
     }

@@ -9,17 +9,16 @@ pub mod pipes;
 pub mod proxy;
 pub mod pump;
 
+use std::io;
+
 use rustix::net::sockopt;
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-/// Whether a connection's bytes may be handed on without being copied.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Splicing {
-    /// When it pays.
-    #[default]
-    Allowed,
-    /// Never: one of its sockets is in a map through which the kernel redirects messages, and splicing passes those by.
-    Never,
+/// Tells the reactor that `stream` has no more to read (or takes no more), as a call that moved less than was asked for
+/// has shown. That saves the call that would find out; what changes meanwhile raises a new edge, and an end stays known.
+pub fn exhausted(stream: &TcpStream, interest: Interest) {
+    let _ = stream.try_io(interest, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
 }
 
 /// Makes dropping `stream` a reset: an orderly end would tell the peer that it got everything.

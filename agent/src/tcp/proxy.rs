@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::early::Early;
 use super::pump::{self, End, Limits, Moved};
-use super::{Splicing, reset_on_drop};
+use super::reset_on_drop;
 use crate::addr::EndpointAddr;
 use crate::cluster::connect::{ConnectError, FirstWord, Upstream, connect_for};
 use crate::cluster::endpoint::Endpoint;
@@ -55,8 +55,6 @@ pub struct Job<'a> {
     pub behalf: Behalf,
     /// A connection that was opened while the client was silent, to this very chain's cluster.
     pub early: Option<Early>,
-    /// Whether its bytes may be spliced.
-    pub splicing: Splicing,
 }
 
 /// A connection that is connected to an endpoint: only bytes are left to be handed on.
@@ -65,7 +63,6 @@ pub struct Proxying {
     connected: Connected,
     behalf: Behalf,
     limits: Limits,
-    splicing: Splicing,
 }
 
 /// Connects to an endpoint for `client`. `None`: that failed, `record` says why, and the client is reset.
@@ -75,7 +72,7 @@ pub async fn begin(
     record: &mut ConnectionRecord,
     worker: &Worker,
 ) -> Option<Proxying> {
-    let Job { tcp, behalf, early, splicing } = job;
+    let Job { tcp, behalf, early } = job;
     let deadline = tcp.max_downstream_connection_duration.map(|duration| Instant::now() + duration);
     let connected = tokio::select! {
         biased;
@@ -86,7 +83,7 @@ pub async fn begin(
         Ok(connected) => {
             record.endpoint = Some(connected.endpoint.address);
             let limits = Limits { idle: tcp.idle_timeout, deadline };
-            Some(Proxying { client, connected, behalf, limits, splicing })
+            Some(Proxying { client, connected, behalf, limits })
         }
         Err((flags, details)) => {
             reset_on_drop(&client);
@@ -138,7 +135,7 @@ async fn connected(
 impl Proxying {
     /// Hands on bytes to the end and fills in `record`; counts them in `stats`, of the listener that serves it.
     pub async fn run(&self, stats: &ListenerStats, record: &mut ConnectionRecord, worker: &Worker) {
-        let Self { client, connected: Connected { cluster, upstream, .. }, behalf, limits, splicing } = self;
+        let Self { client, connected: Connected { cluster, upstream, .. }, behalf, limits } = self;
         let pod = behalf.stats();
         let mut account = |moved: Moved| {
             record.bytes_received += moved.from_client;
@@ -155,7 +152,7 @@ impl Proxying {
         let cut_short = CutShort(&upstream.stream);
         let ended = tokio::select! {
             biased;
-            end = pump::run(client, &upstream.stream, worker, limits, *splicing, &mut account) => {
+            end = pump::run(client, &upstream.stream, worker, limits, &mut account) => {
                 std::mem::forget(cut_short);
                 ended(end)
             }

@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::direction::{Announced, Broken, Direction, Turn};
-use super::{Splicing, reset_on_drop};
+use super::reset_on_drop;
 use crate::worker::Worker;
 
 /// When a pump gives up by itself.
@@ -66,10 +66,9 @@ pub async fn run(
     endpoint: &TcpStream,
     worker: &Worker,
     limits: &Limits,
-    splicing: Splicing,
     account: &mut impl FnMut(Moved),
 ) -> End {
-    let (up, down) = (Direction::new(splicing), Direction::new(splicing));
+    let (up, down) = (Direction::default(), Direction::default());
     let end = Pump { client, endpoint, up, down, announced: Both::default(), account }.run(worker, limits).await;
     if matches!(end, End::ClientReset | End::EndpointReset) {
         reset_on_drop(client);

@@ -58,16 +58,11 @@ pub struct Writer {
 #[derive(Debug, Default)]
 struct Waiting {
     /// One for all workers: lines stand in the order in which what they tell of ended.
-    buffer: Buffer,
+    lines: Mutex<Lines>,
     /// What the thread knows of it.
     knows: AtomicU8,
     orders: Mutex<Vec<Order>>,
 }
-
-/// Lines of all workers, alone on their cache lines.
-#[derive(Debug, Default)]
-#[repr(align(128))]
-struct Buffer(Mutex<Lines>);
 
 #[derive(Debug, Default)]
 struct Lines {
@@ -121,7 +116,7 @@ impl Writer {
 
     /// Takes a record's line, or drops and counts the record when too many wait.
     pub fn write(&self, record: &Record) {
-        let mut lines = self.waiting.buffer.lock();
+        let mut lines = self.waiting.lines();
         if lines.records >= QUEUE_RECORDS {
             self.stats.server.access_log_dropped.inc();
             return;
@@ -174,9 +169,9 @@ impl Drop for Writer {
     }
 }
 
-impl Buffer {
-    fn lock(&self) -> MutexGuard<'_, Lines> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+impl Waiting {
+    fn lines(&self) -> MutexGuard<'_, Lines> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -243,7 +238,7 @@ impl WriterThread {
         // Before the first look: see `Writer::tell`. A lock lies between the two on either side.
         self.waiting.knows.store(NOTHING, Relaxed);
         let records = {
-            let mut lines = self.waiting.buffer.lock();
+            let mut lines = self.waiting.lines();
             std::mem::swap(&mut lines.text, &mut self.spare);
             std::mem::take(&mut lines.records)
         };

@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 
 use crate::cluster::connect::{OpenUpstream, Upstream};
 use crate::http::upstream_io::UpgradedIo;
+use crate::tcp::exhausted;
 use crate::telemetry::stats::ClusterStats;
 
 /// See the module.
@@ -65,9 +66,7 @@ impl Connection {
     fn note_read(&self, bytes: usize, asked: usize) {
         self.stats.upstream_cx_rx_bytes_total.add(bytes as u64);
         if bytes > 0 && bytes < asked {
-            // The socket is empty. Saying so saves the read that would find out; bytes that arrive meanwhile raise a new
-            // edge, and an end stays known.
-            let _ = self.stream.try_io(Interest::READABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+            exhausted(&self.stream, Interest::READABLE);
         }
     }
 

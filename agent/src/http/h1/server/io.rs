@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use super::head::Framing;
 use crate::http::connection::Connection;
 use crate::http::h1::decode::Decoder;
+use crate::tcp::exhausted;
 use crate::worker::SCRATCH_BYTES;
 
 /// Of a long body, so much is read at once.
@@ -124,9 +125,7 @@ impl Io {
             match read(&mut self.input.borrow_mut().buffer) {
                 Ok((read, room)) => {
                     if read > 0 && read < room {
-                        // Bytes that arrive meanwhile raise a new edge, and an end stays known.
-                        let emptied = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
-                        let _ = self.stream.try_io(Interest::READABLE, emptied);
+                        exhausted(&self.stream, Interest::READABLE);
                     }
                     let received = &self.connection.wire.received;
                     received.set(received.get() + read as u64);
@@ -175,8 +174,7 @@ impl Io {
             pieces => self.stream.try_write_vectored(pieces)?,
         };
         if sent < pieces.iter().map(|piece| piece.len()).sum() {
-            // The socket is full. Saying so saves the write that would find out.
-            let _ = self.stream.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+            exhausted(&self.stream, Interest::WRITABLE);
         }
         let wire = &self.connection.wire;
         wire.sent.set(wire.sent.get() + sent as u64);

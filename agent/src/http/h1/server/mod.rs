@@ -27,8 +27,8 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::drain::Phase;
+use crate::http::codec_body::Downstream;
 use crate::http::connection::Connection;
-use crate::http::downstream::Downstream;
 use crate::http::refusal::Refusal;
 use crate::http::service;
 use crate::http::tunnel::Tunnel;
