@@ -4,6 +4,7 @@
 //! done, a tunnel, a polite close, or nothing. The pipeline gets a [`ConnectionEnd`] for its record.
 
 use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -350,7 +351,10 @@ async fn serve_http2(connection: &Rc<Connection>, stream: TcpStream, first: Byte
     let gate = Gate::new(stream, first, connection.wire.clone());
     let shared = connection.clone();
     let service = service_fn(move |request: http::Request<Incoming>| {
-        service::serve(shared.clone(), request.map(Downstream::Hyper))
+        let (head, body) = request.into_parts();
+        // In an allocation of its own: the codec moves it several times before it is polled.
+        let served = Box::pin(service::serve(shared.clone(), Box::new(head), Downstream::Hyper(body)));
+        async move { Ok::<_, Infallible>(served.await) }
     });
     let mut codec = http2::Builder::new(LocalExecutor)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)

@@ -23,6 +23,7 @@ mod retry;
 pub mod route;
 mod router;
 mod service;
+mod spare;
 mod tunnel;
 mod upstream;
 mod upstream_io;

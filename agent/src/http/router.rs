@@ -6,6 +6,7 @@
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderValue, StatusCode, header};
 
@@ -40,6 +41,12 @@ pub struct Forward<'a> {
     pub host_of_endpoint: bool,
     /// The body.
     pub upload: Upload,
+}
+
+impl Forward<'_> {
+    fn retry_policy(&self) -> Option<&RetryPolicy> {
+        self.decision.retry_policy().map(|policy| &**policy)
+    }
 }
 
 /// Sends the request until an endpoint answers.
@@ -78,47 +85,85 @@ fn expire(exchange: &Exchange, cluster: &Cluster, expired: Expired) -> Refusal {
 }
 
 async fn try_until_answered(exchange: &mut Exchange, request: &Forward<'_>) -> Result<Answer, Refusal> {
-    let Forward { cluster, upload, .. } = request;
-    let policy = request.decision.retry_policy().map(|policy| &**policy);
-    let mut tried = Tried::default();
-    // Those that were tried in vain.
-    let mut endpoints: Vec<EndpointAddr> = Vec::new();
-    let mut retrying: Option<Permit> = None;
+    let mut tries = Tries::default();
     loop {
-        let endpoint = choose(exchange, cluster, &endpoints)?;
-        let result = try_once(exchange, request, policy, &endpoint).await;
-        drop(retrying.take());
-        let verdict = match &result {
-            Ok(answer) => policy.map_or(Verdict::GiveUp, |policy| {
-                let response = &answer.response;
-                after_response(policy, upload.is_replayable(), response.status(), response.headers(), tried)
-            }),
-            Err(failure) => {
-                endpoints.push(endpoint.address);
-                note(&mut tried, *failure);
-                let method = &request.outgoing.method;
-                let untried = untried(cluster, &endpoints);
-                let facts = RequestFacts { method, replayable: upload.is_replayable(), untried };
-                after_failure(policy, facts, *failure, tried)
-            }
+        let endpoint = choose(exchange, request.cluster, &tries.in_vain)?;
+        let result = try_once(exchange, request, &endpoint).await;
+        // Judged in one step, so that no answer is kept while the next try is waited for.
+        let pause = match tries.judge(exchange, request, endpoint.address, result) {
+            Next::Done(result) => return result,
+            Next::Try => continue,
+            Next::TryAfter(pause) => pause,
         };
-        match (verdict, policy) {
-            (Verdict::Free, _) => tried.replaced += u32::from(result.is_err_and(|failure| !is_connect(failure))),
+        exchange.connection.worker.timers.sleep(pause).await;
+    }
+}
+
+/// The tries of one request.
+#[derive(Default)]
+struct Tries {
+    tried: Tried,
+    /// The endpoints that were tried in vain.
+    in_vain: Vec<EndpointAddr>,
+    /// Counts the try under way as a retry.
+    retrying: Option<Permit>,
+}
+
+/// What comes after a try.
+enum Next {
+    Done(Result<Answer, Refusal>),
+    Try,
+    TryAfter(Duration),
+}
+
+impl Tries {
+    fn judge(
+        &mut self,
+        exchange: &mut Exchange,
+        request: &Forward<'_>,
+        endpoint: EndpointAddr,
+        result: Result<Answer, Failure>,
+    ) -> Next {
+        let cluster = request.cluster;
+        let policy = request.retry_policy();
+        self.retrying = None;
+        match (self.verdict(request, endpoint, &result), policy) {
+            (Verdict::Free, _) => {
+                self.tried.replaced += u32::from(result.is_err_and(|failure| !is_connect(failure)));
+                Next::Try
+            }
             (Verdict::Retry, Some(policy)) => {
-                retrying = cluster.try_retry();
-                if retrying.is_none() {
-                    return conclude(exchange, cluster, result, verdict, tried);
+                self.retrying = cluster.try_retry();
+                if self.retrying.is_none() {
+                    return Next::Done(conclude(exchange, cluster, result, Verdict::Retry, self.tried));
                 }
                 if result.is_ok() {
-                    endpoints.push(endpoint.address);
+                    self.in_vain.push(endpoint);
                 }
-                tried.retries += 1;
+                self.tried.retries += 1;
                 cluster.stats.upstream_rq_retry.inc();
                 release(result);
-                let worker = exchange.connection.worker.clone();
-                worker.timers.sleep(back_off(policy, tried.retries, worker.random())).await;
+                Next::TryAfter(back_off(policy, self.tried.retries, exchange.connection.worker.random()))
             }
-            (verdict, _) => return conclude(exchange, cluster, result, verdict, tried),
+            (verdict, _) => Next::Done(conclude(exchange, cluster, result, verdict, self.tried)),
+        }
+    }
+
+    fn verdict(&mut self, request: &Forward<'_>, endpoint: EndpointAddr, result: &Result<Answer, Failure>) -> Verdict {
+        let policy = request.retry_policy();
+        let replayable = request.upload.is_replayable();
+        match result {
+            Ok(answer) => policy.map_or(Verdict::GiveUp, |policy| {
+                let response = &answer.response;
+                after_response(policy, replayable, response.status(), response.headers(), self.tried)
+            }),
+            Err(failure) => {
+                self.in_vain.push(endpoint);
+                self.tried.connects += u32::from(is_connect(*failure));
+                let untried = untried(request.cluster, &self.in_vain);
+                let facts = RequestFacts { method: &request.outgoing.method, replayable, untried };
+                after_failure(policy, facts, *failure, self.tried)
+            }
         }
     }
 }
@@ -131,10 +176,6 @@ fn untried(cluster: &Cluster, tried: &[EndpointAddr]) -> usize {
 
 fn is_connect(failure: Failure) -> bool {
     matches!(failure.kind, FailureKind::ConnectFailed | FailureKind::ConnectTimeout)
-}
-
-fn note(tried: &mut Tried, failure: Failure) {
-    tried.connects += u32::from(is_connect(failure));
 }
 
 /// A response that is not passed on leaves its connection usable only if it is complete already.
@@ -180,12 +221,7 @@ fn choose(exchange: &mut Exchange, cluster: &Arc<Cluster>, tried: &[EndpointAddr
     Ok(endpoint)
 }
 
-async fn try_once(
-    exchange: &mut Exchange,
-    request: &Forward<'_>,
-    policy: Option<&RetryPolicy>,
-    endpoint: &Arc<Endpoint>,
-) -> Result<Answer, Failure> {
+async fn try_once(exchange: &mut Exchange, request: &Forward<'_>, endpoint: &Arc<Endpoint>) -> Result<Answer, Failure> {
     let named = request.host_of_endpoint.then(|| {
         let mut outgoing = Box::new(request.outgoing.clone());
         name_endpoint(&mut outgoing, &request.decision, endpoint);
@@ -194,10 +230,9 @@ async fn try_once(
     let outgoing = named.as_deref().unwrap_or(&request.outgoing);
     let connection = exchange.connection.clone();
     let (worker, behalf) = (&connection.worker, &connection.behalf);
-    let began = tokio::time::Instant::now();
     let body = request.upload.next();
     let sent = pin!(send(worker, behalf, request.cluster, endpoint, request.protocol, outgoing, body));
-    let result = match policy.and_then(|policy| policy.per_try_timeout) {
+    let result = match request.retry_policy().and_then(|policy| policy.per_try_timeout) {
         None => sent.await,
         Some(limit) => worker.timers.timeout(limit, sent).await.unwrap_or_else(|| {
             request.cluster.stats.upstream_rq_per_try_timeout.inc();
@@ -205,7 +240,7 @@ async fn try_once(
             Err(FailureKind::PerTryTimeout.into())
         }),
     };
-    exchange.record.upstream_service_time = result.is_ok().then(|| began.elapsed());
+    exchange.record.upstream_service_time = result.as_ref().ok().map(|answer| answer.ticket.elapsed());
     result
 }
 

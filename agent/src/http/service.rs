@@ -3,7 +3,6 @@
 //! Before: the server codecs. After: [`super::router`] for what is sent on, [`super::reply`] for what the agent answers
 //! itself. This is the function to read first: all branching of a request is here.
 
-use std::convert::Infallible;
 use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,7 +11,7 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{Request, Response, StatusCode, Version};
+use http::{Response, StatusCode, Version};
 use http_body::Body as _;
 
 use crate::cluster::{Cluster, UpstreamProtocol};
@@ -32,25 +31,24 @@ use super::response_body::ResponseBody;
 use super::route::RouteAction;
 use super::route::decide::{self, Decision, ForwardHost, Outcome};
 use super::router::{self, Forward};
+use super::spare;
 use super::tunnel::Tunnel;
 use super::upstream::{Answer, Outgoing};
 
 /// Serves one request. All that needs no waiting is done before the first of it: what waits should be small, because
 /// every request in flight holds it.
-pub async fn serve(
-    connection: Rc<Connection>,
-    request: Request<Downstream>,
-) -> Result<Response<ResponseBody>, Infallible> {
-    let Ready { mut exchange, mut clock, forward } = match prepare(&connection, request) {
+pub async fn serve(connection: Rc<Connection>, head: Box<Parts>, body: Downstream) -> Response<ResponseBody> {
+    let Ready { mut exchange, mut clock, forward } = match prepare(&connection, *head, body) {
         ControlFlow::Continue(ready) => ready,
-        ControlFlow::Break(response) => return Ok(response),
+        ControlFlow::Break(response) => return response,
     };
     let result = router::forward(&mut exchange, &mut clock, &forward).await;
-    let Forward { decision, upload, .. } = forward;
-    Ok(match result {
+    let Forward { decision, outgoing, upload, .. } = forward;
+    spare::keep(outgoing.headers);
+    match result {
         Ok(answer) => respond_with(exchange, &decision, answer, clock, upload),
         Err(refusal) => give_up(exchange, &decision, refusal),
-    })
+    }
 }
 
 /// A request that is to be sent on.
@@ -63,9 +61,9 @@ struct Ready<'a> {
 /// Checks the request and routes it. Breaks with the response when the agent itself answers.
 fn prepare(
     connection: &Rc<Connection>,
-    request: Request<Downstream>,
+    mut head: Parts,
+    body: Downstream,
 ) -> ControlFlow<Response<ResponseBody>, Ready<'_>> {
-    let (mut head, body) = request.into_parts();
     let mut exchange = Exchange::begin(connection, &head);
     if body.is_end_stream() {
         exchange.meter.arrive_at_once();

@@ -7,6 +7,7 @@
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
@@ -116,6 +117,11 @@ impl Ticket {
             began: Instant::now(),
             _permit: permit,
         })
+    }
+
+    /// How long ago the try began.
+    pub fn elapsed(&self) -> Duration {
+        self.began.elapsed()
     }
 
     /// The response was read to its end: the connection is free, unless the request is still being sent.

@@ -31,8 +31,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// nginx, Envoy and waylay end within a fraction of this.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 
-/// Short-lived connections by the ten thousand leave ports in TIME_WAIT: more ports, and they are used again. Where the
-/// kernel tracks connections, its entries go as soon.
+/// Short-lived connections by the ten thousand leave ports in TIME_WAIT: more ports, and they are used again, and those of
+/// one system must not make connections dear for the next. Where the kernel tracks connections, its entries go as soon.
 const SETTINGS: &str = "
 set -e
 ip link set lo up
@@ -41,6 +41,7 @@ echo '1024 65000' >ipv4/ip_local_port_range
 # A proxy's port must not be a client's when the proxy starts.
 echo '7000-9200' >ipv4/ip_local_reserved_ports
 echo 1 >ipv4/tcp_tw_reuse
+echo 2000 >ipv4/tcp_max_tw_buckets
 ";
 const NAT: &str = "
 set -e

@@ -1,5 +1,6 @@
 //! Requests, connections and bytes through everybody, in interleaved rounds: each round measures every system of a
-//! case one after the other, so that what the machine does meanwhile falls on all of them.
+//! case one after the other, so that what the machine does meanwhile falls on all of them. Each round begins with another
+//! one: what a system leaves behind falls on whoever comes next.
 
 use std::{process::Command, thread, time::Duration};
 
@@ -96,6 +97,8 @@ fn measure_all(work: &mut Work<'_>, case: Case, cast: &mut Cast, round: u32) {
     let name = case.name();
     eprint!("    round {} {name}:", round + 1);
     let mut failed = Vec::new();
+    let first = round as usize * cast.len() / work.plan.rounds.max(1) as usize;
+    cast.rotate_left(first);
     for (system, started) in cast.iter_mut() {
         let Some(target) = system.target(case.service()).filter(|_| case.takes(*system, work.plan.whole)) else {
             continue;
@@ -111,6 +114,7 @@ fn measure_all(work: &mut Work<'_>, case: Case, cast: &mut Cast, round: u32) {
             Err(reason) => failed.push((format!("{name} {}", system.id()), format!("{reason:#}"))),
         }
     }
+    cast.rotate_right(first);
     eprintln!();
     for (what, why) in failed {
         work.results.skip(&what, &why);

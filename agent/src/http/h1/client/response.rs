@@ -11,9 +11,13 @@ use http::{Method, StatusCode};
 
 use crate::http::field::{digits, lists, members};
 use crate::http::h1::decode::Decoder;
+use crate::http::spare;
 
 /// Fields of one head: hyper's limit, and Envoy's default.
 const MAX_HEADERS: usize = 100;
+
+/// Headers that the agent adds to a response, so that the map need not grow.
+const ADDED_HEADERS: usize = 4;
 
 /// What the response belongs to.
 #[derive(Clone, Copy, Debug)]
@@ -86,7 +90,7 @@ pub fn parse(bytes: &[u8], to: RequestKind<'_>) -> Result<Parsed, ParseError> {
     }
     let http11 = response.version == Some(1);
     let mut reading = Reading { keep_alive: http11, ..Reading::default() };
-    let mut headers = HeaderMap::with_capacity(response.headers.len());
+    let mut headers = spare::headers(response.headers.len() + ADDED_HEADERS);
     let head = Bytes::copy_from_slice(&bytes[..len]);
     for field in response.headers.iter() {
         let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| ParseError::Header)?;

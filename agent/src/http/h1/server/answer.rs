@@ -16,6 +16,7 @@ use super::io::{Io, Output};
 use crate::http::field::lists;
 use crate::http::h1::encode::{self, CHUNK_END, Framing, LAST_CHUNK, Length, ResponseTo};
 use crate::http::response_body::{ResponseBody, ResponseBodyError};
+use crate::http::spare;
 
 /// The end of a chunk and of the body.
 const CHUNK_END_AND_LAST_CHUNK: &[u8] = b"\r\n0\r\n\r\n";
@@ -50,31 +51,8 @@ pub enum AnswerError {
     },
 }
 
-/// Sends `response`; whether the connection can be used for another request.
-///
-/// # Errors
-/// See [`AnswerError`]. The client must not take what it got for complete.
-pub async fn send(io: &Io, to: AnswerTo, response: Response<ResponseBody>) -> Result<bool, AnswerError> {
-    let (head, body) = response.into_parts();
-    let closing = head.headers.get_all(header::CONNECTION).iter().any(|value| lists(value.as_bytes(), "close"));
-    let keep_alive = to.keep_alive && !closing && !io.connection.worker.shared.drain.is_draining();
-    let mut output = Output::default();
-    let answered = ResponseTo { method: &to.method, version: to.version, keep_alive };
-    let framing = encode::response(&mut output.before, answered, head.status, &head.headers, Length::of(&body));
-    let announced: Vec<HeaderValue> = if framing == Framing::Chunked && to.takes_trailers {
-        head.headers.get_all(header::TRAILER).iter().cloned().collect()
-    } else {
-        Vec::new()
-    };
-    let switched = head.status == StatusCode::SWITCHING_PROTOCOLS;
-    drop(head);
-    let ended = framing == Framing::None;
-    let mut answer = Answer { io, body, framing, announced, output, ended };
-    poll_fn(|cx| answer.poll(cx)).await?;
-    Ok(keep_alive && framing != Framing::UntilClose && !switched)
-}
-
-struct Answer<'a> {
+/// A response that is being written.
+pub struct Answer<'a> {
     io: &'a Io,
     body: ResponseBody,
     framing: Framing,
@@ -83,12 +61,42 @@ struct Answer<'a> {
     output: Output,
     /// Nothing comes behind what is in `output`.
     ended: bool,
+    /// The connection can be used for another request.
+    reusable: bool,
 }
 
-impl Answer<'_> {
+impl<'a> Answer<'a> {
+    /// Of `response`: its head is what is written first.
+    pub fn new(io: &'a Io, to: AnswerTo, response: Response<ResponseBody>) -> Self {
+        let (head, body) = response.into_parts();
+        let closing = head.headers.get_all(header::CONNECTION).iter().any(|value| lists(value.as_bytes(), "close"));
+        let keep_alive = to.keep_alive && !closing && !io.connection.worker.shared.drain.is_draining();
+        let mut output = Output::default();
+        let answered = ResponseTo { method: &to.method, version: to.version, keep_alive };
+        let framing = encode::response(&mut output.before, answered, head.status, &head.headers, Length::of(&body));
+        let announced: Vec<HeaderValue> = if framing == Framing::Chunked && to.takes_trailers {
+            head.headers.get_all(header::TRAILER).iter().cloned().collect()
+        } else {
+            Vec::new()
+        };
+        let switched = head.status == StatusCode::SWITCHING_PROTOCOLS;
+        spare::keep(head.headers);
+        let reusable = keep_alive && framing != Framing::UntilClose && !switched;
+        Self { io, body, framing, announced, output, ended: framing == Framing::None, reusable }
+    }
+
+    /// Writes all of it; whether the connection can be used for another request.
+    ///
+    /// # Errors
+    /// See [`AnswerError`]. The client must not take what it got for complete.
+    pub async fn send(mut self) -> Result<bool, AnswerError> {
+        poll_fn(|cx| self.poll(cx)).await?;
+        Ok(self.reusable)
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), AnswerError>> {
         loop {
-            if self.ended || !self.output.data.is_empty() {
+            if self.ended || self.output.is_plenty() {
                 ready!(self.io.poll_send(cx, &mut self.output))?;
             }
             if self.ended {
@@ -119,13 +127,10 @@ impl Answer<'_> {
                         data.truncate(usize::try_from(*left).unwrap_or(usize::MAX));
                         *left -= data.len() as u64;
                     }
-                    Framing::Chunked => {
-                        encode::chunk_start(&mut self.output.before, data.len());
-                        self.output.behind = CHUNK_END;
-                    }
+                    Framing::Chunked => encode::chunk_start(&mut self.output.before, data.len()),
                     Framing::UntilClose | Framing::None => {}
                 }
-                self.output.data = data;
+                self.output.push(data, if self.framing == Framing::Chunked { CHUNK_END } else { &[] });
                 if self.body.is_end_stream() {
                     self.end()?;
                 }

@@ -2,17 +2,19 @@
 //!
 //! Before: [`super`], with what was read so far. After: the service, which sees only heads that passed. Pure. The rule is
 //! RFC 9112 section 6.3 in its strict form: at most one Content-Length, of digits only, or one `Transfer-Encoding:
-//! chunked`, never both. A head that passed is copied once: its
-//! values are slices of that copy.
+//! chunked`, never both. The values of a
+//! head that passed are slices of what was read, or of one copy where more was read than the head.
 
 use std::mem::MaybeUninit;
 
-use bytes::Bytes;
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use bytes::{Buf, Bytes, BytesMut};
+use http::header::{self, HeaderName, HeaderValue};
+use http::request::Parts;
 use http::{Method, Request, StatusCode, Uri, Version};
 
 use crate::http::field::{digits, lists, members};
 use crate::http::refusal::Refusal;
+use crate::http::spare;
 
 /// How many bytes and fields a head may have.
 #[derive(Clone, Copy, Debug)]
@@ -35,8 +37,8 @@ pub enum Framing {
 /// A head that passed.
 #[derive(Debug)]
 pub struct Head {
-    /// Method, target, version, headers.
-    pub request: Request<()>,
+    /// Method, target, version, headers. In an allocation of their own: whoever waits with them is small.
+    pub parts: Box<Parts>,
     /// How its body ends.
     pub framing: Framing,
     /// Whether the client would go on with another request.
@@ -54,8 +56,8 @@ pub struct Head {
 pub enum Parsed {
     /// The head is not complete.
     Partial,
-    /// A head that passed, and its length with the empty line at its end.
-    Complete(Box<Head>, usize),
+    /// A head that passed; it is no longer in the buffer.
+    Complete(Head),
     /// A head that must not pass.
     Refused(Refusal),
 }
@@ -66,69 +68,90 @@ const STACK_HEADERS: usize = 128;
 /// The body of a 431.
 const TOO_LARGE: &str = "Request Header Fields Too Large";
 
-/// Looks at the head at the beginning of `bytes`.
-pub fn parse(bytes: &[u8], limits: HeadLimits) -> Parsed {
-    if limits.max_headers <= STACK_HEADERS {
+/// Takes the head at the beginning of `buffer` out of it, if it is there in full and may pass.
+pub fn take(buffer: &mut BytesMut, limits: HeadLimits) -> Parsed {
+    let read = std::mem::take(buffer).freeze();
+    let (parsed, taken) = if limits.max_headers <= STACK_HEADERS {
         let mut headers = [const { MaybeUninit::uninit() }; STACK_HEADERS];
-        parse_with(bytes, limits, &mut headers[..limits.max_headers])
+        parse(&read, limits, &mut headers[..limits.max_headers])
     } else {
-        parse_with(bytes, limits, &mut vec![MaybeUninit::uninit(); limits.max_headers])
+        parse(&read, limits, &mut vec![MaybeUninit::uninit(); limits.max_headers])
+    };
+    if taken < read.len() {
+        // Nobody else holds it: the head has a copy.
+        *buffer = read.try_into_mut().unwrap_or_else(|read| BytesMut::from(&read[..]));
+        buffer.advance(taken);
+    }
+    parsed
+}
+
+/// The head at the beginning of `bytes`, and how many of them it takes.
+fn parse<'b>(
+    read: &'b Bytes,
+    limits: HeadLimits,
+    headers: &mut [MaybeUninit<httparse::Header<'b>>],
+) -> (Parsed, usize) {
+    match parse_head(read, limits, headers) {
+        Ok(Some((head, len))) => (Parsed::Complete(head), len),
+        Ok(None) => (Parsed::Partial, 0),
+        Err(refusal) => (Parsed::Refused(refusal), 0),
     }
 }
 
-fn parse_with<'b>(bytes: &'b [u8], limits: HeadLimits, headers: &mut [MaybeUninit<httparse::Header<'b>>]) -> Parsed {
+fn parse_head<'b>(
+    bytes: &'b Bytes,
+    limits: HeadLimits,
+    headers: &mut [MaybeUninit<httparse::Header<'b>>],
+) -> Result<Option<(Head, usize)>, Refusal> {
     let mut request = httparse::Request::new(&mut []);
     let len = match request.parse_with_uninit_headers(bytes, headers) {
         Ok(httparse::Status::Complete(len)) => len,
-        Ok(httparse::Status::Partial) if bytes.len() > limits.max_bytes => return Parsed::Refused(too_large()),
-        Ok(httparse::Status::Partial) => return Parsed::Partial,
+        Ok(httparse::Status::Partial) if bytes.len() > limits.max_bytes => return Err(too_large()),
+        Ok(httparse::Status::Partial) => return Ok(None),
         Err(httparse::Error::TooManyHeaders) => {
             let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
-            return Parsed::Refused(Refusal::protocol(status, "http1.too_many_headers", TOO_LARGE));
+            return Err(Refusal::protocol(status, "http1.too_many_headers", TOO_LARGE));
         }
-        Err(_) => return Parsed::Refused(syntax()),
+        Err(_) => return Err(syntax()),
     };
     if len > limits.max_bytes {
-        return Parsed::Refused(too_large());
+        return Err(too_large());
     }
     let path = request.path.unwrap_or_default();
     let method = request.method.unwrap_or_default();
-    match framing(&request).and_then(|framing| target(method, path).map(|()| framing)) {
-        Err(refusal) => Parsed::Refused(refusal.of(method, path)),
-        Ok(framing) => match build(&Copied::new(&bytes[..len]), &request, framing) {
-            Some(head) => Parsed::Complete(Box::new(head), len),
-            None => Parsed::Refused(syntax().of(method, path)),
-        },
-    }
+    let framing = framing(&request).map_err(|refusal| refusal.of(method, path))?;
+    target(method, path).map_err(|refusal| refusal.of(method, path))?;
+    let head = build(&Kept::new(bytes, len), &request, framing).ok_or_else(|| syntax().of(method, path))?;
+    Ok(Some((head, len)))
 }
 
-/// A head in memory of its own, of which the values of its fields are slices: it goes with the request, and what was read
-/// behind it does not.
-struct Copied<'b> {
-    original: &'b [u8],
-    copy: Bytes,
+/// A head, of which the values of its fields are slices. It goes with the request; what was read behind it does not.
+struct Kept<'b> {
+    read: &'b [u8],
+    kept: Bytes,
 }
 
-impl<'b> Copied<'b> {
-    fn new(original: &'b [u8]) -> Self {
-        Self { original, copy: Bytes::copy_from_slice(original) }
+impl<'b> Kept<'b> {
+    fn new(read: &'b Bytes, len: usize) -> Self {
+        let kept = if len == read.len() { read.clone() } else { Bytes::copy_from_slice(&read[..len]) };
+        Self { read, kept }
     }
 
-    /// The same part of the copy as `part` is of the original; `None` when it is none.
+    /// The same part of what is kept as `part` is of what was read; `None` when it is none.
     fn part(&self, part: &[u8]) -> Option<Bytes> {
         if part.is_empty() {
             return Some(Bytes::new());
         }
-        let start = (part.as_ptr() as usize).checked_sub(self.original.as_ptr() as usize)?;
-        let end = start.checked_add(part.len()).filter(|end| *end <= self.copy.len())?;
-        Some(self.copy.slice(start..end))
+        let start = (part.as_ptr() as usize).checked_sub(self.read.as_ptr() as usize)?;
+        let end = start.checked_add(part.len()).filter(|end| *end <= self.kept.len())?;
+        Some(self.kept.slice(start..end))
     }
 }
 
 /// The head as a value; `None` when it is not one after all.
-fn build(bytes: &Copied<'_>, parsed: &httparse::Request<'_, '_>, framing: Framing) -> Option<Head> {
+fn build(bytes: &Kept<'_>, parsed: &httparse::Request<'_, '_>, framing: Framing) -> Option<Head> {
     let http11 = parsed.version == Some(1);
-    let mut headers = HeaderMap::with_capacity(parsed.headers.len() + ADDED_HEADERS);
+    let mut headers = spare::headers(parsed.headers.len() + ADDED_HEADERS);
     let mut facts = Facts::default();
     for field in &*parsed.headers {
         let name = HeaderName::from_bytes(field.name.as_bytes()).ok()?;
@@ -140,13 +163,13 @@ fn build(bytes: &Copied<'_>, parsed: &httparse::Request<'_, '_>, framing: Framin
         // May be ignored without harm (RFC 9110 section 7.8).
         headers.remove(header::UPGRADE);
     }
-    let mut request = Request::new(());
-    *request.method_mut() = Method::from_bytes(parsed.method?.as_bytes()).ok()?;
-    *request.uri_mut() = Uri::from_maybe_shared(bytes.part(parsed.path?.as_bytes())?).ok()?;
-    *request.version_mut() = if http11 { Version::HTTP_11 } else { Version::HTTP_10 };
-    *request.headers_mut() = headers;
+    let mut parts = Box::new(Request::new(()).into_parts().0);
+    parts.method = Method::from_bytes(parsed.method?.as_bytes()).ok()?;
+    parts.uri = Uri::from_maybe_shared(bytes.part(parsed.path?.as_bytes())?).ok()?;
+    parts.version = if http11 { Version::HTTP_11 } else { Version::HTTP_10 };
+    parts.headers = headers;
     Some(Head {
-        request,
+        parts,
         framing,
         keep_alive: !facts.close && (http11 || facts.keep_alive),
         expects: http11 && facts.expects,
@@ -271,7 +294,7 @@ mod tests {
     const LIMITS: HeadLimits = HeadLimits { max_bytes: 1024, max_headers: 10 };
 
     fn status(head: &str) -> u16 {
-        match parse(head.as_bytes(), LIMITS) {
+        match take(&mut BytesMut::from(head), LIMITS) {
             Parsed::Partial => 0,
             Parsed::Complete(..) => 200,
             Parsed::Refused(refusal) => refusal.status.as_u16(),
@@ -329,9 +352,9 @@ mod tests {
         assert_eq!(status(&long), 431);
     }
 
-    fn head(text: &str) -> Box<Head> {
-        match parse(text.as_bytes(), LIMITS) {
-            Parsed::Complete(head, _) => head,
+    fn head(text: &str) -> Head {
+        match take(&mut BytesMut::from(text), LIMITS) {
+            Parsed::Complete(head) => head,
             other => panic!("{text:?}: {other:?}"),
         }
     }
@@ -347,7 +370,7 @@ mod tests {
             ("HTTP/1.0\r\nUpgrade: websocket\r\n", false, false),
         ] {
             let head = head(&format!("GET / {fields}\r\n"));
-            let seen = (head.upgrade, head.request.headers().contains_key(header::UPGRADE));
+            let seen = (head.upgrade, head.parts.headers.contains_key(header::UPGRADE));
             assert_eq!(seen, (wanted, kept), "{fields}");
         }
     }
@@ -367,14 +390,29 @@ mod tests {
 
     #[test]
     fn a_head_ends_with_its_empty_line() {
-        let bytes = b"\r\nGET /d?e HTTP/1.1\nHost:  h \nA:\n\nnext";
-        let Parsed::Complete(head, len) = parse(bytes, LIMITS) else { panic!("a head") };
-        assert_eq!(head.request.uri(), "/d?e");
+        let mut bytes = BytesMut::from(&b"\r\nGET /d?e HTTP/1.1\nHost:  h \nA:\n\nnext"[..]);
+        let Parsed::Complete(head) = take(&mut bytes, LIMITS) else { panic!("a head") };
+        assert_eq!(head.parts.uri, "/d?e");
         assert_eq!(
-            (&head.request.headers()["host"], &head.request.headers()["a"]),
+            (&head.parts.headers["host"], &head.parts.headers["a"]),
             (&"h".parse().expect("h"), &"".parse().expect(""))
         );
-        assert_eq!(&bytes[len..], b"next");
-        assert!(matches!(parse(&bytes[len..], LIMITS), Parsed::Partial));
+        assert_eq!(bytes, "next");
+        assert!(matches!(take(&mut bytes, LIMITS), Parsed::Partial));
+        assert_eq!(bytes, "next");
+    }
+
+    #[test]
+    fn a_head_that_is_all_there_is_leaves_nothing_behind() {
+        let mut bytes = BytesMut::from("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        let Parsed::Complete(head) = take(&mut bytes, LIMITS) else { panic!("a head") };
+        assert_eq!((head.parts.headers["host"].as_bytes(), bytes.len()), (&b"a"[..], 0));
+    }
+
+    #[test]
+    fn what_is_refused_stays_where_it_is() {
+        let mut bytes = BytesMut::from("G@T / HTTP/1.1\r\n\r\nrest");
+        assert!(matches!(take(&mut bytes, LIMITS), Parsed::Refused(_)));
+        assert_eq!(bytes, "G@T / HTTP/1.1\r\n\r\nrest");
     }
 }

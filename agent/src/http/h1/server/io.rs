@@ -51,16 +51,6 @@ pub struct Input {
     pub expects: bool,
 }
 
-impl Input {
-    /// So many bytes of the buffer were used.
-    pub fn consume(&mut self, bytes: usize) {
-        self.buffer.advance(bytes);
-        if self.buffer.is_empty() {
-            self.buffer = BytesMut::new();
-        }
-    }
-}
-
 impl Io {
     /// Of a connection on which nothing was read.
     pub fn new(connection: Rc<Connection>, stream: TcpStream) -> Self {
@@ -203,6 +193,11 @@ impl Io {
     }
 }
 
+/// Data up to this size is copied.
+const COPIED_BYTES: usize = 2 * 1024;
+/// So much is written before more is gathered.
+const PLENTY_BYTES: usize = 16 * 1024;
+
 /// What is to be written next, in this order. Goes out in one system call, if the socket takes it.
 #[derive(Debug, Default)]
 pub struct Output {
@@ -216,6 +211,22 @@ pub struct Output {
 }
 
 impl Output {
+    /// Adds data of a body, and what stands behind it. A little is copied behind what goes before it: one piece costs the
+    /// kernel less than several.
+    pub fn push(&mut self, data: Bytes, behind: &'static [u8]) {
+        if data.len() <= COPIED_BYTES {
+            self.before.extend_from_slice(&data);
+            self.before.extend_from_slice(behind);
+        } else {
+            (self.data, self.behind) = (data, behind);
+        }
+    }
+
+    /// Whether it is to be written before anything is added.
+    pub fn is_plenty(&self) -> bool {
+        !self.data.is_empty() || self.before.len() >= PLENTY_BYTES
+    }
+
     /// Whether all is written.
     pub fn is_empty(&self) -> bool {
         self.sent == self.before.len() && self.data.is_empty() && self.behind.is_empty()

@@ -36,7 +36,7 @@ use crate::telemetry::ResponseFlags;
 use crate::timer::Timer;
 
 use super::decode::Decoded;
-use answer::{AnswerError, AnswerTo};
+use answer::{Answer, AnswerError, AnswerTo};
 use head::{Framing, Head, HeadLimits, Parsed};
 use io::Io;
 use phases::Phases;
@@ -73,12 +73,12 @@ pub enum Rest {
 type Exchange = Pin<Box<dyn Future<Output = Result<bool, AnswerError>>>>;
 
 async fn serve(io: Rc<Io>, head: Head) -> Result<bool, AnswerError> {
-    let Head { request, framing, keep_alive, expects, takes_trailers, .. } = head;
+    let Head { parts, framing, keep_alive, expects, takes_trailers, .. } = head;
     let number = io.begin_body(framing, expects);
-    let (method, version) = (request.method().clone(), request.version());
-    let request = request.map(|()| Downstream::Http1(Body::new(io.clone(), number)));
-    let Ok(response) = service::serve(io.connection.clone(), request).await;
-    answer::send(&io, AnswerTo { method, version, keep_alive, takes_trailers }, response).await
+    let to = AnswerTo { method: parts.method.clone(), version: parts.version, keep_alive, takes_trailers };
+    let body = Downstream::Http1(Body::new(io.clone(), number));
+    let response = service::serve(io.connection.clone(), parts, body).await;
+    Answer::new(&io, to, response).send().await
 }
 
 /// A head that did not pass is answered like any request, and is the last one.
@@ -87,13 +87,13 @@ async fn refuse(io: Rc<Io>, refusal: Refusal) -> Result<bool, AnswerError> {
     let response = service::refused(&io.connection, &head, refusal);
     io.connection.linger();
     let version = Version::HTTP_11;
-    answer::send(&io, AnswerTo { method: Method::GET, version, keep_alive: false, takes_trailers: false }, response)
-        .await
+    let to = AnswerTo { method: Method::GET, version, keep_alive: false, takes_trailers: false };
+    Answer::new(&io, to, response).send().await
 }
 
 /// What came first.
 enum Next {
-    Request(Box<Head>),
+    Request(Head),
     Refused(Refusal),
     Http2,
     Close,
@@ -183,7 +183,7 @@ impl Server {
         Poll::Ready(match ready!(self.poll_head(cx)) {
             Next::Request(head) => {
                 let upgrade = head.upgrade && head.framing == Framing::Length(0);
-                ControlFlow::Continue((Box::pin(serve(self.io.clone(), *head)), upgrade))
+                ControlFlow::Continue((Box::pin(serve(self.io.clone(), head)), upgrade))
             }
             Next::Refused(refusal) => ControlFlow::Continue((Box::pin(refuse(self.io.clone(), refusal)), false)),
             Next::Http2 => ControlFlow::Break(Conclusion::Http2),
@@ -236,14 +236,11 @@ impl Server {
             }
         }
         let parsed = match self.spoken {
-            Spoken::Http1 => head::parse(&input.buffer, self.limits),
+            Spoken::Http1 => head::take(&mut input.buffer, self.limits),
             Spoken::Either => Parsed::Partial,
         };
         match parsed {
-            Parsed::Complete(head, len) => {
-                input.consume(len);
-                Some(Next::Request(head))
-            }
+            Parsed::Complete(head) => Some(Next::Request(head)),
             Parsed::Refused(refusal) => Some(Next::Refused(refusal)),
             Parsed::Partial => {
                 self.looked_at = input.buffer.len();

@@ -1,6 +1,6 @@
 //! Streams of requests give the same however they are cut into pieces.
 
-use bytes::{Buf, BytesMut};
+use bytes::BytesMut;
 use proptest::prelude::*;
 
 use super::head::{self, Framing, HeadLimits, Parsed};
@@ -36,17 +36,16 @@ impl Reader {
         loop {
             match &mut self.at {
                 At::End => return,
-                At::Head => match head::parse(&self.buffer, LIMITS) {
+                At::Head => match head::take(&mut self.buffer, LIMITS) {
                     Parsed::Partial => return,
                     Parsed::Refused(refusal) => {
                         self.seen.push(Seen::Refused(refusal.status.as_u16()));
                         self.at = At::End;
                     }
-                    Parsed::Complete(head, len) => {
-                        self.buffer.advance(len);
-                        let request = &head.request;
-                        let fields = request.headers().iter().map(|(name, value)| format!("{name}: {value:?}"));
-                        let line = format!("{} {}", request.method(), request.uri());
+                    Parsed::Complete(head) => {
+                        let parts = &head.parts;
+                        let fields = parts.headers.iter().map(|(name, value)| format!("{name}: {value:?}"));
+                        let line = format!("{} {}", parts.method, parts.uri);
                         self.seen.push(Seen::Request(line, fields.collect(), String::new()));
                         self.at = At::Body(match head.framing {
                             Framing::Length(bytes) => Decoder::length(bytes),
