@@ -49,10 +49,15 @@ impl Meter {
         self.moved.set(Instant::now());
     }
 
-    /// So many bytes of the response's body went.
+    /// So many bytes of the response's body went, and more is to come.
     pub fn send(&self, bytes: usize) {
-        self.sent.set(self.sent.get() + bytes as u64);
+        self.send_last(bytes);
         self.moved.set(Instant::now());
+    }
+
+    /// So many bytes of the response's body went, and those were the last: nobody waits for anything to move any more.
+    pub fn send_last(&self, bytes: usize) {
+        self.sent.set(self.sent.get() + bytes as u64);
     }
 
     /// The headers were all there was of the request.

@@ -173,8 +173,15 @@ impl Pools {
         None
     }
 
-    /// Gives a connection back after its response was read to the end.
-    pub fn put_http1(&self, behalf: &Behalf, cluster: &Arc<Cluster>, endpoint: &Arc<Endpoint>, connection: Connection) {
+    /// Gives a connection back after its response was read to the end, which was at `since`.
+    pub fn put_http1(
+        &self,
+        behalf: &Behalf,
+        cluster: &Arc<Cluster>,
+        endpoint: &Arc<Endpoint>,
+        connection: Connection,
+        since: Instant,
+    ) {
         let worn_out = cluster.max_requests_per_connection.is_some_and(|max| connection.served >= max);
         if worn_out || !connection.is_quiet() || behalf.place.is_gone() {
             return;
@@ -184,7 +191,7 @@ impl Pools {
         if host.idle.len() >= MAX_IDLE_PER_ENDPOINT {
             host.idle.remove(0);
         }
-        host.idle.push(Idle { connection, since: Instant::now() });
+        host.idle.push(Idle { connection, since });
         self.sweep(&mut inner);
     }
 

@@ -147,11 +147,12 @@ impl Streamed {
             }
             Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(self.failed(error)))),
             Poll::Ready(Some(Ok(frame))) => {
-                if let Some(data) = frame.data_ref() {
-                    self.exchange.meter.send(data.len());
-                }
+                let bytes = frame.data_ref().map_or(0, Bytes::len);
                 if frame.is_trailers() || self.incoming.is_end_stream() {
+                    self.exchange.meter.send_last(bytes);
                     self.end();
+                } else {
+                    self.exchange.meter.send(bytes);
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
@@ -173,7 +174,7 @@ impl Body for ResponseBody {
             Kind::Local(local) if local.data.is_empty() => Poll::Ready(None),
             Kind::Local(local) => {
                 let data = std::mem::take(&mut local.data);
-                local.exchange.meter.send(data.len());
+                local.exchange.meter.send_last(data.len());
                 Poll::Ready(Some(Ok(Frame::data(data))))
             }
         }

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use crate::cluster::Cluster;
 use crate::cluster::breaker::Permit;
-use crate::cluster::connect::{ConnectError, Upstream, connect};
+use crate::cluster::connect::{ConnectError, FirstWord, Upstream, connect_for};
 use crate::cluster::endpoint::Endpoint;
 use crate::place::Behalf;
 use crate::worker::Worker;
@@ -97,6 +97,8 @@ pub struct Ticket {
     // Counts the request as one of its HTTP/2 connection's.
     stream: Option<Stream>,
     began: Instant,
+    // When it was finished.
+    ended: Option<Instant>,
     // Counts the request as in flight to the cluster.
     _permit: Permit,
 }
@@ -115,6 +117,7 @@ impl Ticket {
             endpoint: endpoint.clone(),
             stream: None,
             began: Instant::now(),
+            ended: None,
             _permit: permit,
         })
     }
@@ -125,9 +128,11 @@ impl Ticket {
     }
 
     /// The response was read to its end: the connection is free, unless the request is still being sent.
-    pub fn finish(self, body: &mut UpstreamBody) {
+    pub fn finish(mut self, body: &mut UpstreamBody) {
+        let now = Instant::now();
+        self.ended = Some(now);
         if let Some(connection) = body.release() {
-            self.pools.put_http1(&self.behalf, &self.cluster, &self.endpoint, connection);
+            self.pools.put_http1(&self.behalf, &self.cluster, &self.endpoint, connection, now);
         }
     }
 
@@ -173,7 +178,8 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.cluster.stats.upstream_rq_time.observe(self.began.elapsed());
+        let ended = self.ended.unwrap_or_else(Instant::now);
+        self.cluster.stats.upstream_rq_time.observe(ended.saturating_duration_since(self.began));
         self.endpoint.stats.rq_active.dec();
     }
 }
@@ -292,10 +298,10 @@ async fn open_http2(worker: &Worker, ticket: &Ticket) -> Result<(Stream, bool), 
 async fn open(worker: &Worker, ticket: &Ticket) -> Result<Upstream, Failure> {
     let Ticket { behalf, cluster, endpoint, .. } = ticket;
     let _pending = cluster.try_pending().ok_or(FailureKind::Overflow)?;
-    let mut connected = connect(worker, behalf, cluster, endpoint).await;
+    let mut connected = connect_for(worker, behalf, cluster, endpoint, FirstWord::Ours).await;
     if matches!(connected, Err(ConnectError::Overflow { .. })) && worker.pools.close_oldest(cluster) {
         // An idle connection to another endpoint was in the way.
-        connected = connect(worker, behalf, cluster, endpoint).await;
+        connected = connect_for(worker, behalf, cluster, endpoint, FirstWord::Ours).await;
     }
     connected.map_err(|error| {
         tracing::debug!(cluster = &*cluster.name, "{error}");
