@@ -37,8 +37,9 @@ pub enum Case {
 /// Connections of the cases that are measured through everybody.
 const USUAL: u32 = 32;
 const RATE: u32 = 4000;
-/// A percentile of 99.9 needs more requests than a mean.
-const LONGER: u32 = 2;
+/// Rounds of latency for one of the others: a stall of the machine makes a round's upper percentiles, and there must be
+/// more rounds without one.
+const ROUNDS_OF_LATENCY: u32 = 3;
 /// iperf3's server takes one client after the other, and a moment between them.
 const IPERF_PAUSE: Duration = Duration::from_millis(300);
 
@@ -47,16 +48,16 @@ pub fn requests(work: &mut Work<'_>) -> Result<()> {
     let mut cases: Vec<Case> =
         plan.connections.iter().flat_map(|count| [Case::Keepalive(*count), Case::New(*count)]).collect();
     cases.extend([Case::BytesKeepalive(USUAL), Case::BytesNew(USUAL)]);
-    measure(work, &cases)
+    measure(work, &cases, work.plan.rounds)
 }
 
 pub fn http2(work: &mut Work<'_>) -> Result<()> {
-    measure(work, &[Case::Http2])
+    measure(work, &[Case::Http2], work.plan.rounds)
 }
 
 pub fn latency(work: &mut Work<'_>) -> Result<()> {
     let _awake = keep_awake(work)?;
-    measure(work, &[Case::Rate(RATE)])
+    measure(work, &[Case::Rate(RATE)], ROUNDS_OF_LATENCY * work.plan.rounds)
 }
 
 /// Both CPUs always have something to do that gives way to everything else. Waking a CPU that sleeps takes up to a
@@ -75,17 +76,20 @@ fn keep_awake(work: &Work<'_>) -> Result<Vec<Running>> {
 }
 
 pub fn bytes(work: &mut Work<'_>) -> Result<()> {
-    measure(work, &[Case::Streams(1), Case::Streams(4)])
+    measure(work, &[Case::Streams(1), Case::Streams(4)], work.plan.rounds)
 }
 
-fn measure(work: &mut Work<'_>, cases: &[Case]) -> Result<()> {
+fn measure(work: &mut Work<'_>, cases: &[Case], rounds: u32) -> Result<()> {
     let mut cast = match work.cast.take() {
         Some(cast) => cast,
         None => work.start_all(&everybody()),
     };
-    for round in 0..work.plan.rounds {
+    for round in 0..rounds {
         for case in cases {
+            let first = round as usize * cast.len() / rounds as usize;
+            cast.rotate_left(first);
             measure_all(work, *case, &mut cast, round);
+            cast.rotate_right(first);
         }
     }
     work.cast = Some(cast);
@@ -97,8 +101,6 @@ fn measure_all(work: &mut Work<'_>, case: Case, cast: &mut Cast, round: u32) {
     let name = case.name();
     eprint!("    round {} {name}:", round + 1);
     let mut failed = Vec::new();
-    let first = round as usize * cast.len() / work.plan.rounds.max(1) as usize;
-    cast.rotate_left(first);
     for (system, started) in cast.iter_mut() {
         let Some(target) = system.target(case.service()).filter(|_| case.takes(*system, work.plan.whole)) else {
             continue;
@@ -114,7 +116,6 @@ fn measure_all(work: &mut Work<'_>, case: Case, cast: &mut Cast, round: u32) {
             Err(reason) => failed.push((format!("{name} {}", system.id()), format!("{reason:#}"))),
         }
     }
-    cast.rotate_right(first);
     eprintln!();
     for (what, why) in failed {
         work.results.skip(&what, &why);
@@ -238,7 +239,7 @@ impl Case {
 }
 
 fn measure_rate(work: &mut Work<'_>, target: &Target, proxy: Option<u32>, rate: u32) -> Result<Values> {
-    let (cpus, seconds) = (work.stage.cpus(), f64::from(work.plan.seconds * LONGER));
+    let (cpus, seconds) = (work.stage.cpus(), f64::from(work.plan.seconds));
     let mut command = work.load(target, "rate");
     command.args(["--to", &target.address.to_string(), "--rate", &rate.to_string(), "--seconds", &seconds.to_string()]);
     let before = Usage::now(proxy, cpus);
