@@ -9,6 +9,8 @@ use http::HeaderMap;
 
 /// So many maps are kept: what is in flight at once, as a rule.
 const MAX_MAPS: usize = 64;
+/// A map with room for fewer fields is not worth keeping: it would have to grow.
+const MIN_FIELDS: usize = 12;
 /// A map with room for more fields is not kept. A field takes about a hundred bytes.
 const MAX_FIELDS: usize = 64;
 
@@ -18,20 +20,17 @@ thread_local! {
 
 /// An empty map with room for so many fields.
 pub fn headers(fields: usize) -> HeaderMap {
-    let spare = SPARE.with_borrow_mut(Vec::pop);
-    match spare {
-        Some(mut map) => {
-            map.reserve(fields);
-            map
-        }
-        None => HeaderMap::with_capacity(fields),
+    if fields <= MIN_FIELDS
+        && let Some(map) = SPARE.with_borrow_mut(Vec::pop)
+    {
+        return map;
     }
+    HeaderMap::with_capacity(fields.max(MIN_FIELDS))
 }
 
 /// `map` is not needed any longer.
 pub fn keep(mut map: HeaderMap) {
-    // One that never had a field has no memory.
-    if (1..=MAX_FIELDS).contains(&map.capacity()) {
+    if (MIN_FIELDS..=MAX_FIELDS).contains(&map.capacity()) {
         map.clear();
         SPARE.with_borrow_mut(|spare| {
             if spare.len() < MAX_MAPS {
@@ -56,7 +55,10 @@ mod tests {
         keep(small);
         let again = headers(1);
         assert_eq!((again.len(), again.capacity()), (0, room));
-        keep(HeaderMap::with_capacity(10 * MAX_FIELDS));
-        assert!(headers(1).capacity() <= MAX_FIELDS);
+        for useless in [1, 10 * MAX_FIELDS] {
+            keep(HeaderMap::with_capacity(useless));
+            assert!((MIN_FIELDS..=MAX_FIELDS).contains(&headers(1).capacity()), "{useless}");
+        }
+        assert!(headers(3 * MIN_FIELDS).capacity() >= 3 * MIN_FIELDS);
     }
 }
