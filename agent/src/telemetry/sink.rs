@@ -197,6 +197,29 @@ mod tests {
     }
 
     #[test]
+    fn what_was_written_before_the_file_is_opened_anew_stands_in_the_old_one_and_the_rest_in_the_new_one() {
+        let dir = tempfile::tempdir().expect("directory");
+        let path = dir.path().join("access.log");
+        let sinks = open(&[log(&path, AccessLogFormat::Text)]);
+        let rotated = |round: usize| dir.path().join(format!("access.log.{round}"));
+        for round in 0..200 {
+            sinks.write(request());
+            sinks.write(request());
+            assert!(sinks.flush(FLUSH_TIMEOUT));
+            std::fs::rename(&path, rotated(round)).expect("rename");
+            sinks.write(request());
+            sinks.reopen();
+            sinks.write(request());
+            assert!(sinks.flush(FLUSH_TIMEOUT));
+        }
+        // Two of its own and one before the reopening; from the second round on, one from behind the last reopening.
+        for round in 0..200 {
+            let lines = std::fs::read_to_string(rotated(round)).expect("log").lines().count();
+            assert_eq!(lines, if round == 0 { 3 } else { 4 }, "round {round}");
+        }
+    }
+
+    #[test]
     fn a_full_queue_drops_and_counts() {
         let dir = tempfile::tempdir().expect("directory");
         let pipe = dir.path().join("pipe");

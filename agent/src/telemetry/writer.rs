@@ -6,6 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -61,13 +62,14 @@ struct Waiting {
     lines: Mutex<Lines>,
     /// What the thread knows of it.
     knows: AtomicU8,
-    orders: Mutex<Vec<Order>>,
 }
 
 #[derive(Debug, Default)]
 struct Lines {
     text: String,
     records: usize,
+    /// What is to be done between them, and behind how many bytes.
+    orders: Vec<(usize, Order)>,
 }
 
 /// Nothing waits: the thread sleeps until it is told otherwise.
@@ -157,9 +159,13 @@ impl Writer {
         Flushing(flushed)
     }
 
+    /// What was written before concerns it; what is written from now on does not.
     fn order(&self, order: Order) {
-        self.waiting.orders.lock().unwrap_or_else(PoisonError::into_inner).push(order);
-        self.thread.unpark();
+        let mut lines = self.waiting.lines();
+        let behind = lines.text.len();
+        lines.orders.push((behind, order));
+        drop(lines);
+        self.tell(PLENTY);
     }
 }
 
@@ -207,16 +213,6 @@ impl WriterThread {
     fn run(mut self) {
         let mut due: Option<Instant> = None;
         loop {
-            let orders = std::mem::take(&mut *self.waiting.orders.lock().unwrap_or_else(PoisonError::into_inner));
-            for order in orders {
-                self.write_out();
-                match order {
-                    // Whoever asked may have stopped waiting.
-                    Order::Flush(done) => drop(done.try_send(())),
-                    Order::Reopen => self.reopen(),
-                    Order::Close => return,
-                }
-            }
             match (self.waiting.knows.load(Relaxed), due) {
                 (NOTHING, _) => {
                     due = None;
@@ -228,26 +224,48 @@ impl WriterThread {
                 }
                 _ => {
                     due = None;
-                    self.write_out();
+                    if self.write_out().is_break() {
+                        return;
+                    }
                 }
             }
         }
     }
 
-    fn write_out(&mut self) {
+    /// Writes what waits, and does what is to be done in between; breaks when that is the end.
+    fn write_out(&mut self) -> ControlFlow<()> {
         // Before the first look: see `Writer::tell`. A lock lies between the two on either side.
         self.waiting.knows.store(NOTHING, Relaxed);
-        let records = {
+        let orders = {
             let mut lines = self.waiting.lines();
+            lines.records = 0;
             std::mem::swap(&mut lines.text, &mut self.spare);
-            std::mem::take(&mut lines.records)
+            std::mem::take(&mut lines.orders)
         };
-        if let Err(error) = self.file.write_all(self.spare.as_bytes()) {
-            self.stats.server.access_log_dropped.add(records as u64);
+        let mut text = std::mem::take(&mut self.spare);
+        let mut written = 0;
+        for (behind, order) in orders {
+            self.write(&text[written..behind]);
+            written = behind;
+            match order {
+                // Whoever asked may have stopped waiting.
+                Order::Flush(done) => drop(done.try_send(())),
+                Order::Reopen => self.reopen(),
+                Order::Close => return ControlFlow::Break(()),
+            }
+        }
+        self.write(&text[written..]);
+        text.clear();
+        text.shrink_to(KEPT_BYTES);
+        self.spare = text;
+        ControlFlow::Continue(())
+    }
+
+    fn write(&mut self, lines: &str) {
+        if let Err(error) = self.file.write_all(lines.as_bytes()) {
+            self.stats.server.access_log_dropped.add(lines.lines().count() as u64);
             self.warn("writing", &error);
         }
-        self.spare.clear();
-        self.spare.shrink_to(KEPT_BYTES);
     }
 
     fn reopen(&mut self) {
