@@ -85,16 +85,6 @@ impl PortRules {
 /// A difference is negative where a port lies outside, and `none` stays negative as long as it lies outside of all.
 #[inline(always)]
 fn any_contains(ranges: &[PortRange; PORT_RANGES], port: u16) -> bool {
-    let (usual, others) = ranges.split_at(USUAL_RANGES);
-    // The ranges that there are stand first.
-    contains_any(usual, port) || (others[0].first <= others[0].last && contains_any(others, port))
-}
-
-/// Ranges that are compared before it is asked whether there are more.
-const USUAL_RANGES: usize = 2;
-
-#[inline(always)]
-fn contains_any(ranges: &[PortRange], port: u16) -> bool {
     let port = i32::from(port);
     let mut none = -1_i32;
     for range in ranges {

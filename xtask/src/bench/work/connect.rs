@@ -1,8 +1,8 @@
 //! One connect(2), from the call to its return, on several ways side by side: directly; taken and sent to a server; in a
 //! control group that waylay takes, but passing by; with the endpoint chosen in the kernel; and through iptables.
 //!
-//! [`connects`] holds both ends. Those that nothing is to happen to are in a control group of their own: the agent's own
-//! has hooks, for the connections that it accepts.
+//! [`crate::bench::load::connects`] holds both ends. Those that nothing is to happen to are in a control group of their
+//! own: the agent's own has hooks, for the connections that it accepts.
 
 use std::net::SocketAddrV4;
 
