@@ -74,7 +74,9 @@ pub fn check(manager: &HttpConnectionManager, head: &mut Parts, body: Body) -> R
     let upgrade = if http1 { upgrade(manager, &head.headers, body)? } else { None };
     remove_hop_by_hop(&mut head.headers)?;
     sanitize_request(&mut head.headers);
-    head.headers.insert(header::HOST, authority.clone());
+    if head.uri.authority().is_some() || manager.strip_any_host_port {
+        head.headers.insert(header::HOST, authority.clone());
+    }
     Ok(Checked { authority, path, upgrade })
 }
 
@@ -100,6 +102,20 @@ fn check_size(manager: &HttpConnectionManager, head: &Parts) -> Result<(), Refus
         return refused("http2.too_many_headers");
     }
     Ok(())
+}
+
+/// Whether it can be an authority, without user information.
+fn is_valid(authority: &[u8]) -> bool {
+    // Names, IPv4 addresses and ports, which most are made of, need no second look; parsing would copy them.
+    let (host, port) = match authority.iter().position(|byte| *byte == b':') {
+        Some(colon) => (&authority[..colon], &authority[colon + 1..]),
+        None => (authority, &b""[..]),
+    };
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-');
+    if !host.is_empty() && host.iter().all(plain) && port.len() <= 5 && port.iter().all(u8::is_ascii_digit) {
+        return true;
+    }
+    Authority::try_from(authority).is_ok_and(|parsed| !parsed.as_str().contains('@'))
 }
 
 /// The one authority of the request.
@@ -130,8 +146,7 @@ fn authority(head: &Parts, manager: &HttpConnectionManager) -> Result<HeaderValu
     if authority.is_empty() {
         return Err(bad_request("missing_host_header"));
     }
-    let valid = Authority::try_from(authority.as_bytes()).is_ok_and(|parsed| !parsed.as_str().contains('@'));
-    if !valid {
+    if !is_valid(authority.as_bytes()) {
         return Err(invalid_authority());
     }
     if manager.strip_any_host_port { without_port(&authority) } else { Ok(authority) }
@@ -182,4 +197,19 @@ fn upgrade(manager: &HttpConnectionManager, headers: &HeaderMap, body: Body) -> 
         return Err(bad_request("upgrade_with_body_rejected"));
     }
     Ok(Some(upgrade.clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn what_needs_no_second_look_is_what_the_parser_takes(authority in "[a-zA-Z0-9._:@\\[\\]/-]{0,12}") {
+            let parsed = Authority::try_from(authority.as_bytes()).is_ok_and(|parsed| !parsed.as_str().contains('@'));
+            prop_assert_eq!(is_valid(authority.as_bytes()), parsed, "{}", authority);
+        }
+    }
 }

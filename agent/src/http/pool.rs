@@ -248,14 +248,14 @@ impl Pools {
         self.len() == 0
     }
 
-    /// An empty buffer to write a request into, for the length of one synchronous step.
+    /// An empty buffer to write a head into. While it is out, others get one without memory.
     pub fn output(&self) -> Vec<u8> {
         std::mem::take(&mut self.0.borrow_mut().output)
     }
 
     /// Gives the buffer back.
     pub fn keep_output(&self, mut output: Vec<u8>) {
-        if output.capacity() <= MAX_OUTPUT_BYTES {
+        if (1..=MAX_OUTPUT_BYTES).contains(&output.capacity()) {
             output.clear();
             self.0.borrow_mut().output = output;
         }

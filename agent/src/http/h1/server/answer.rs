@@ -71,7 +71,7 @@ impl<'a> Answer<'a> {
         let (head, body) = response.into_parts();
         let closing = head.headers.get_all(header::CONNECTION).iter().any(|value| lists(value.as_bytes(), "close"));
         let keep_alive = to.keep_alive && !closing && !io.connection.worker.shared.drain.is_draining();
-        let mut output = Output::default();
+        let mut output = Output::new(io.connection.worker.pools.output());
         let answered = ResponseTo { method: &to.method, version: to.version, keep_alive };
         let framing = encode::response(&mut output.before, answered, head.status, &head.headers, Length::of(&body));
         let announced: Vec<HeaderValue> = if framing == Framing::Chunked && to.takes_trailers {
@@ -91,6 +91,7 @@ impl<'a> Answer<'a> {
     /// See [`AnswerError`]. The client must not take what it got for complete.
     pub async fn send(mut self) -> Result<bool, AnswerError> {
         poll_fn(|cx| self.poll(cx)).await?;
+        self.io.connection.worker.pools.keep_output(self.output.before);
         Ok(self.reusable)
     }
 

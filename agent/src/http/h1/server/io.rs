@@ -211,6 +211,11 @@ pub struct Output {
 }
 
 impl Output {
+    /// Nothing yet; `buffer` is empty.
+    pub fn new(buffer: Vec<u8>) -> Self {
+        Self { before: buffer, ..Self::default() }
+    }
+
     /// Adds data of a body, and what stands behind it. A little is copied behind what goes before it: one piece costs the
     /// kernel less than several.
     pub fn push(&mut self, data: Bytes, behind: &'static [u8]) {
