@@ -229,7 +229,7 @@ impl Output {
 
     /// Whether it is to be written before anything is added.
     pub fn is_plenty(&self) -> bool {
-        !self.data.is_empty() || self.before.len() >= PLENTY_BYTES
+        !self.data.is_empty() || !self.behind.is_empty() || self.before.len() >= PLENTY_BYTES
     }
 
     /// Whether all is written.
@@ -257,5 +257,22 @@ impl Output {
         }
         self.behind = self.behind.get(sent - of_data..).unwrap_or_default();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_added_before_the_end_of_a_chunk_that_the_socket_did_not_take() {
+        let mut output = Output::default();
+        output.before.extend_from_slice(b"1000\r\n");
+        output.push(Bytes::from(vec![b'x'; 4096]), b"\r\n");
+        output.write(|pieces| Ok(pieces.iter().take(2).map(|piece| piece.len()).sum())).expect("written");
+        assert!(output.data.is_empty() && output.before.is_empty());
+        assert!(output.is_plenty());
+        output.write(|pieces| Ok(pieces[0].len())).expect("written");
+        assert!(output.is_empty() && !output.is_plenty());
     }
 }
