@@ -139,19 +139,6 @@ pub async fn connect(
     behalf: &Behalf,
     cluster: &Arc<Cluster>,
     endpoint: &Arc<Endpoint>,
-) -> Result<Upstream, ConnectError> {
-    connect_for(worker, behalf, cluster, endpoint, FirstWord::Unknown).await
-}
-
-/// As [`connect`], when it is known who speaks first.
-///
-/// # Errors
-/// Those of [`connect`].
-pub async fn connect_for(
-    worker: &Worker,
-    behalf: &Behalf,
-    cluster: &Arc<Cluster>,
-    endpoint: &Arc<Endpoint>,
     first: FirstWord,
 ) -> Result<Upstream, ConnectError> {
     let Some(open_upstream) = OpenUpstream::begin(cluster, endpoint) else {
@@ -226,7 +213,8 @@ mod tests {
             let endpoint = endpoint(listener.local_addr().expect("address"));
             let cluster = Arc::new(cluster("a"));
             let worker = Worker::new(0, shared(vec![cluster.clone()]));
-            let mut upstream = connect(&worker, &Behalf::agent(), &cluster, &endpoint).await.expect("connection");
+            let mut upstream =
+                connect(&worker, &Behalf::agent(), &cluster, &endpoint, FirstWord::Unknown).await.expect("connection");
             assert!(upstream.stream.nodelay().expect("option"));
             let (mut accepted, _) = listener.accept().await.expect("accept");
             accepted.write_all(b"hello").await.expect("write");
@@ -250,7 +238,8 @@ mod tests {
         drop(listener);
         let cluster = Arc::new(cluster("a"));
         let worker = Worker::new(0, shared(vec![cluster.clone()]));
-        let error = connect(&worker, &Behalf::agent(), &cluster, &endpoint).await.expect_err("refused");
+        let error =
+            connect(&worker, &Behalf::agent(), &cluster, &endpoint, FirstWord::Unknown).await.expect_err("refused");
         assert_eq!(error.reset_reason(), "remote connection failure");
         assert_eq!(error.transport_failure_reason().as_deref(), Some("delayed connect error: connection refused"));
         assert_eq!(error.flags().to_string(), "UF");
@@ -275,7 +264,8 @@ mod tests {
         let endpoint = endpoint(address);
         let cluster = Arc::new(Cluster { connect_timeout: Duration::from_millis(100), ..cluster("a") });
         let worker = Worker::new(0, shared(vec![cluster.clone()]));
-        let error = connect(&worker, &Behalf::agent(), &cluster, &endpoint).await.expect_err("timeout");
+        let error =
+            connect(&worker, &Behalf::agent(), &cluster, &endpoint, FirstWord::Unknown).await.expect_err("timeout");
         assert_eq!((error.reset_reason(), error.flags().to_string().as_str()), ("connection timeout", "UF"));
         assert_eq!(cluster.stats.upstream_cx_connect_timeout.value(), 1);
         assert_eq!(cluster.stats.upstream_cx_connect_fail.value(), 1);
@@ -289,11 +279,13 @@ mod tests {
         let limits = CircuitBreakers { max_connections: 1, ..CircuitBreakers::default() };
         let cluster = Arc::new(Cluster { circuit_breakers: limits, ..cluster("a") });
         let worker = Worker::new(0, shared(vec![cluster.clone()]));
-        let first = connect(&worker, &Behalf::agent(), &cluster, &endpoint).await.expect("connection");
-        let error = connect(&worker, &Behalf::agent(), &cluster, &endpoint).await.expect_err("overflow");
+        let first =
+            connect(&worker, &Behalf::agent(), &cluster, &endpoint, FirstWord::Unknown).await.expect("connection");
+        let error =
+            connect(&worker, &Behalf::agent(), &cluster, &endpoint, FirstWord::Unknown).await.expect_err("overflow");
         assert_eq!((error.reset_reason(), error.flags().to_string().as_str()), ("overflow", "UO"));
         assert_eq!(endpoint.stats.cx_total.value(), 1);
         drop(first);
-        assert!(connect(&worker, &Behalf::agent(), &cluster, &endpoint).await.is_ok());
+        assert!(connect(&worker, &Behalf::agent(), &cluster, &endpoint, FirstWord::Unknown).await.is_ok());
     }
 }

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use crate::cluster::Cluster;
 use crate::cluster::breaker::Permit;
-use crate::cluster::connect::{ConnectError, FirstWord, Upstream, connect_for};
+use crate::cluster::connect::{ConnectError, FirstWord, Upstream, connect};
 use crate::cluster::endpoint::Endpoint;
 use crate::place::Behalf;
 use crate::worker::Worker;
@@ -298,10 +298,10 @@ async fn open_http2(worker: &Worker, ticket: &Ticket) -> Result<(Stream, bool), 
 async fn open(worker: &Worker, ticket: &Ticket) -> Result<Upstream, Failure> {
     let Ticket { behalf, cluster, endpoint, .. } = ticket;
     let _pending = cluster.try_pending().ok_or(FailureKind::Overflow)?;
-    let mut connected = connect_for(worker, behalf, cluster, endpoint, FirstWord::Ours).await;
+    let mut connected = connect(worker, behalf, cluster, endpoint, FirstWord::Ours).await;
     if matches!(connected, Err(ConnectError::Overflow { .. })) && worker.pools.close_oldest(cluster) {
         // An idle connection to another endpoint was in the way.
-        connected = connect_for(worker, behalf, cluster, endpoint, FirstWord::Ours).await;
+        connected = connect(worker, behalf, cluster, endpoint, FirstWord::Ours).await;
     }
     connected.map_err(|error| {
         tracing::debug!(cluster = &*cluster.name, "{error}");

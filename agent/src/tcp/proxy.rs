@@ -14,7 +14,7 @@ use super::early::Early;
 use super::pump::{self, End, Limits, Moved};
 use super::reset_on_drop;
 use crate::addr::EndpointAddr;
-use crate::cluster::connect::{ConnectError, FirstWord, Upstream, connect_for};
+use crate::cluster::connect::{ConnectError, FirstWord, Upstream, connect};
 use crate::cluster::endpoint::Endpoint;
 use crate::cluster::select::{SelectError, select};
 use crate::cluster::{Cluster, ClusterSpecifier};
@@ -225,7 +225,7 @@ pub async fn connect_to(
     loop {
         let endpoint =
             select(worker, &cluster, behalf.original_dst, &tried).map_err(|error| not_selected(&error, &tried))?;
-        let error = match connect_for(worker, behalf, &cluster, &endpoint, first).await {
+        let error = match connect(worker, behalf, &cluster, &endpoint, first).await {
             Ok(upstream) => return Ok(Connected { cluster, endpoint, upstream }),
             Err(error) => error,
         };
