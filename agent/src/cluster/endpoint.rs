@@ -5,9 +5,11 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
+use super::balance::Table;
 use super::on_demand::OnDemand;
+use super::{ConsistentHash, LbPolicy};
 use crate::addr::EndpointAddr;
 use crate::telemetry::stats::EndpointStats;
 
@@ -94,6 +96,15 @@ pub struct EndpointSet {
     /// The sum of the weights up to and with each usable one.
     ends: Vec<u64>,
     weights: Weights,
+    /// Where hashes lead, for a policy that goes by them.
+    hashed: Option<Hashed>,
+}
+
+/// The table of a set, made when it is first wanted: [`EndpointSet::prepare`] sees to that before workers meet the set.
+#[derive(Debug)]
+struct Hashed {
+    policy: ConsistentHash,
+    table: OnceLock<Arc<Table>>,
 }
 
 impl EndpointSet {
@@ -111,7 +122,34 @@ impl EndpointSet {
             Some(*total)
         };
         let ends = usable.iter().scan(0, sum).collect();
-        Self { all, usable, ends, weights }
+        Self { all, usable, ends, weights, hashed: None }
+    }
+
+    /// As [`Self::new`], for a cluster with this policy.
+    pub fn balanced(all: Vec<WeightedEndpoint>, panic_threshold: u8, policy: LbPolicy) -> Self {
+        let hashed = match policy {
+            LbPolicy::Consistent(policy) => Some(Hashed { policy, table: OnceLock::new() }),
+            LbPolicy::RoundRobin | LbPolicy::LeastRequest | LbPolicy::Random => None,
+        };
+        Self { hashed, ..Self::new(all, panic_threshold) }
+    }
+
+    /// Where hashes lead; `None` when the policy does not go by them.
+    pub fn table(&self) -> Option<&Table> {
+        let hashed = self.hashed.as_ref()?;
+        Some(hashed.table.get_or_init(|| Arc::new(Table::new(hashed.policy, &self.usable))))
+    }
+
+    /// Makes the table, unless one of the sets `before` has the very same: a set is published with it, so that no
+    /// worker has to make it.
+    pub fn prepare<'a>(&self, before: impl IntoIterator<Item = &'a Self>) {
+        let Some(hashed) = &self.hashed else { return };
+        let made = before.into_iter().filter_map(|set| set.hashed.as_ref()?.table.get());
+        if let Some(table) = { made }.find(|table| table.is_for(hashed.policy, &self.usable)) {
+            // Another thread can only have made the same.
+            let _ = hashed.table.set(table.clone());
+        }
+        self.table();
     }
 
     /// All endpoints, in configured order.

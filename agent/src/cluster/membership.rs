@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::watch;
 
-use super::Cluster;
 use super::endpoint::{Endpoint, EndpointSet, Health, WeightedEndpoint};
+use super::{Cluster, LbPolicy};
 use crate::telemetry::stats::ClusterStats;
 
 /// The members of one cluster. All changes to its endpoint sets pass through here.
@@ -120,15 +120,18 @@ impl Membership {
     }
 
     fn publish(&self, state: &State) {
-        // Generations with the same threshold share one set: workers tell sets apart by their address.
-        let mut sets: Vec<(u8, Arc<EndpointSet>)> = Vec::new();
-        for cluster in state.generations.iter().filter_map(Weak::upgrade) {
-            let threshold = cluster.healthy_panic_threshold;
-            let set = match sets.iter().find(|(of, _)| *of == threshold) {
+        // Generations with the same threshold and policy share one set: workers tell sets apart by their address.
+        let mut sets: Vec<((u8, LbPolicy), Arc<EndpointSet>)> = Vec::new();
+        let generations: Vec<_> = state.generations.iter().filter_map(Weak::upgrade).collect();
+        let before: Vec<_> = generations.iter().map(|cluster| cluster.endpoints.load_full()).collect();
+        for cluster in &generations {
+            let wanted = (cluster.healthy_panic_threshold, cluster.lb_policy);
+            let set = match sets.iter().find(|(of, _)| *of == wanted) {
                 Some((_, set)) => set.clone(),
-                None => Arc::new(EndpointSet::new(state.members.clone(), threshold)),
+                None => Arc::new(EndpointSet::balanced(state.members.clone(), wanted.0, wanted.1)),
             };
-            sets.push((threshold, set.clone()));
+            set.prepare(before.iter().map(|set| &**set).chain(sets.iter().map(|(_, set)| &**set)));
+            sets.push((wanted, set.clone()));
             cluster.endpoints.store(set);
         }
         let healthy = state.members.iter().filter(|member| member.endpoint.health() != Health::Unhealthy).count();
@@ -145,6 +148,7 @@ impl Membership {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::ConsistentHash;
     use crate::cluster::fixture::{cluster, members};
 
     #[test]
@@ -165,6 +169,35 @@ mod tests {
         membership.set_health(checker, &endpoint, Health::Unhealthy);
         assert_eq!(cluster.endpoints.load().usable().len(), 2);
         assert_eq!(cluster.stats.membership_change.value(), 1);
+    }
+
+    #[test]
+    fn a_table_is_made_once_for_the_same_endpoints_and_anew_for_others() {
+        let lb_policy = LbPolicy::Consistent(ConsistentHash::Maglev { table_size: 251 });
+        let first = Arc::new(Cluster { lb_policy, ..cluster("a") });
+        let membership = Membership::new(&first);
+        membership.adopt(&first);
+        membership.replace(membership.new_source(), members(&[1, 1]));
+        let table = |cluster: &Cluster| std::ptr::from_ref(cluster.endpoints.load_full().table().expect("a table"));
+        let before = table(&first);
+
+        let second = Arc::new(Cluster { lb_policy, ..cluster("a") });
+        membership.adopt(&second);
+        assert_eq!((table(&first), table(&second)), (before, before), "a reload changes nothing");
+
+        let held = first.endpoints.load_full();
+        let endpoint = held.all()[0].endpoint.clone();
+        membership.set_health(membership.new_checker(), &endpoint, Health::Unhealthy);
+        assert_ne!(table(&second), before);
+        assert_eq!(table(&first), table(&second), "the generations share it");
+
+        let other = LbPolicy::Consistent(ConsistentHash::Ring { minimum: 16, maximum: 16 });
+        let third = Arc::new(Cluster { lb_policy: other, ..cluster("a") });
+        membership.adopt(&third);
+        assert_ne!(table(&third), table(&second));
+        let plain = Arc::new(cluster("a"));
+        membership.adopt(&plain);
+        assert!(plain.endpoints.load().table().is_none());
     }
 
     #[test]

@@ -114,6 +114,52 @@ pub enum LbPolicy {
     LeastRequest,
     /// At random, by weight.
     Random,
+    /// By the hash of a connection or request, so that equal ones stay together; at random, by weight, where there is none.
+    Consistent(ConsistentHash),
+}
+
+/// How a hash leads to an endpoint, so that few hashes move when an endpoint comes or goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConsistentHash {
+    /// Envoy's `RING_HASH` (ketama): the next endpoint on a ring.
+    Ring {
+        /// Places on the ring, at least; 1 to `maximum`.
+        minimum: u32,
+        /// Places on the ring, at most, unless there are more endpoints; up to [`RING_SIZE_MAX`].
+        maximum: u32,
+    },
+    /// Envoy's `MAGLEV`: a table of turns.
+    Maglev {
+        /// Its places: a prime number up to [`MAGLEV_SIZE_MAX`].
+        table_size: u32,
+    },
+}
+
+/// Envoy's upper bound of both ring sizes, and the default of the larger one: 8 Mi.
+pub const RING_SIZE_MAX: u32 = 8 * 1024 * 1024;
+/// Envoy's default of the smaller one.
+pub const RING_SIZE_MIN: u32 = 1024;
+/// Envoy's upper bound of the table's size.
+pub const MAGLEV_SIZE_MAX: u32 = 5_000_011;
+/// Envoy's default of the table's size.
+pub const MAGLEV_SIZE: u32 = 65_537;
+
+impl LbPolicy {
+    /// The name by which the configuration calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::RoundRobin => "round_robin",
+            Self::LeastRequest => "least_request",
+            Self::Random => "random",
+            Self::Consistent(ConsistentHash::Ring { .. }) => "ring_hash",
+            Self::Consistent(ConsistentHash::Maglev { .. }) => "maglev",
+        }
+    }
+
+    /// Whether a hash makes a difference.
+    pub fn hashes(self) -> bool {
+        matches!(self, Self::Consistent(_))
+    }
 }
 
 /// What an HTTP cluster's endpoints speak.

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use super::balance::Chance;
 use super::endpoint::{Endpoint, Health};
 use super::{Cluster, Discovery};
 use crate::addr::{EndpointAddr, OrigDstAddr};
@@ -32,6 +33,22 @@ impl SelectError {
     }
 }
 
+/// What ties a connection or request to an endpoint.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Affinity {
+    /// Where the client wanted to go, for `original_dst` clusters.
+    pub original_dst: Option<OrigDstAddr>,
+    /// By the hash policy, for clusters that balance by it; `None`: there is none, or it found nothing to hash.
+    pub hash: Option<u64>,
+}
+
+impl From<Option<OrigDstAddr>> for Affinity {
+    /// Without a hash.
+    fn from(original_dst: Option<OrigDstAddr>) -> Self {
+        Self { original_dst, hash: None }
+    }
+}
+
 /// Chooses an endpoint of `cluster`, not one of `tried` unless there is no other.
 ///
 /// # Errors
@@ -39,15 +56,16 @@ impl SelectError {
 pub fn select(
     worker: &Worker,
     cluster: &Arc<Cluster>,
-    original_dst: Option<OrigDstAddr>,
+    affinity: impl Into<Affinity>,
     tried: &[EndpointAddr],
 ) -> Result<Arc<Endpoint>, SelectError> {
+    let Affinity { original_dst, hash } = affinity.into();
     worker.balance.follow(&worker.shared.snapshot.load());
     let chosen = match cluster.discovery {
         Discovery::OriginalDst => at_original_dst(worker, cluster, original_dst),
         Discovery::Static | Discovery::StrictDns { .. } => worker
             .balance
-            .choose(cluster, worker.index, [worker.random(), worker.random()], tried)
+            .choose(cluster, worker.index, Chance { hash, random: [worker.random(), worker.random()] }, tried)
             .ok_or_else(|| SelectError::NoHealthyEndpoint(cluster.name.clone())),
     };
     chosen.inspect_err(|_| cluster.stats.upstream_cx_none_healthy.inc())

@@ -64,6 +64,7 @@ fn balanced(cluster: &Cluster, random: u64) -> Result<Choice, String> {
     let of = set.usable().len();
     let how = match cluster.lb_policy {
         _ if of == 1 => "the only one".to_owned(),
+        LbPolicy::Consistent(_) => format!("drawn from {of} with --random {random}, as there is no hash"),
         LbPolicy::RoundRobin => format!("the first of {of} in turn"),
         LbPolicy::LeastRequest => format!("the least busy of two drawn from {of}; none is busy yet"),
         LbPolicy::Random => format!("drawn from {of} with --random {random}"),
@@ -77,11 +78,7 @@ fn balanced(cluster: &Cluster, random: u64) -> Result<Choice, String> {
 
 /// A cluster in one line.
 pub(super) fn described(cluster: &Cluster) -> String {
-    let policy = match cluster.lb_policy {
-        LbPolicy::RoundRobin => "round_robin",
-        LbPolicy::LeastRequest => "least_request",
-        LbPolicy::Random => "random",
-    };
+    let policy = cluster.lb_policy.name();
     match cluster.discovery {
         Discovery::OriginalDst => format!("{} (original_dst)", cluster.name),
         Discovery::Static => format!("{} (static, {policy})", cluster.name),

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::proto::{Object, any, duration, socket_address};
 use crate::cluster::endpoint::Health;
 use crate::cluster::{
-    Cluster, Discovery, DnsLookupFamily, DnsName, HealthCheck, HealthCheckKind, LbPolicy, UpstreamProtocol,
+    Cluster, ConsistentHash, Discovery, DnsLookupFamily, DnsName, HealthCheck, HealthCheckKind, LbPolicy, UpstreamProtocol,
 };
 use crate::snapshot::Snapshot;
 
@@ -40,6 +40,8 @@ fn cluster(cluster: &Cluster) -> Value {
                 (_, LbPolicy::RoundRobin) => "ROUND_ROBIN",
                 (_, LbPolicy::LeastRequest) => "LEAST_REQUEST",
                 (_, LbPolicy::Random) => "RANDOM",
+                (_, LbPolicy::Consistent(ConsistentHash::Ring { .. })) => "RING_HASH",
+                (_, LbPolicy::Consistent(ConsistentHash::Maglev { .. })) => "MAGLEV",
             },
         )
         .with(
@@ -57,7 +59,21 @@ fn cluster(cluster: &Cluster) -> Value {
             "typed_extension_protocol_options",
             json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": http_protocol_options(cluster)}),
         );
-    with_discovery(object, cluster).done()
+    with_discovery(with_lb_config(object, cluster.lb_policy), cluster).done()
+}
+
+/// The policy's own settings. 64-bit numbers are strings in protobuf's JSON.
+fn with_lb_config(object: Object, policy: LbPolicy) -> Object {
+    match policy {
+        LbPolicy::Consistent(ConsistentHash::Ring { minimum, maximum }) => object.with(
+            "ring_hash_lb_config",
+            json!({"minimum_ring_size": minimum.to_string(), "maximum_ring_size": maximum.to_string()}),
+        ),
+        LbPolicy::Consistent(ConsistentHash::Maglev { table_size }) => {
+            object.with("maglev_lb_config", json!({"table_size": table_size.to_string()}))
+        }
+        LbPolicy::RoundRobin | LbPolicy::LeastRequest | LbPolicy::Random => object,
+    }
 }
 
 fn discovery_type(discovery: &Discovery) -> &'static str {

@@ -1,9 +1,10 @@
 //! Load balancing: whose turn it is.
 //!
-//! Before: [`super::select`]. After: the endpoint it connects to. [`pick`](fn@pick) is pure: it is given the random
-//! numbers and the [`Schedule`], and `explain` calls it with a fresh one. [`Balance`] keeps the schedules of one
-//! worker.
+//! Before: [`super::select`]. After: the endpoint it connects to. [`pick`](fn@pick) is pure: it is given the hash, the
+//! random numbers and the [`Schedule`], and `explain` calls it with a fresh one. [`Balance`] keeps the schedules of one
+//! worker. The tables that hashes look into ([`hash`]) belong to the sets of endpoints, and all workers share them.
 
+pub mod hash;
 mod pick;
 mod schedule;
 
@@ -12,7 +13,8 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 
-pub use pick::pick;
+pub use hash::Table;
+pub use pick::{Chance, pick};
 pub use schedule::Schedule;
 
 use super::Cluster;
@@ -48,17 +50,21 @@ impl Balance {
         &self,
         cluster: &Cluster,
         start: usize,
-        random: [u64; 2],
+        chance: Chance,
         tried: &[EndpointAddr],
     ) -> Option<Arc<Endpoint>> {
         let set = cluster.endpoints.load();
+        if cluster.lb_policy.hashes() {
+            // Nobody takes turns there.
+            return pick(cluster.lb_policy, &set, &mut Schedule::default(), chance, tried).cloned();
+        }
         let mut schedules = self.schedules.borrow_mut();
         let choose = |followed: &mut Followed| {
             if followed.set.as_ptr() != Arc::as_ptr(&set) {
                 followed.schedule.follow(&set);
                 followed.set = Arc::downgrade(&set);
             }
-            pick(cluster.lb_policy, &set, &mut followed.schedule, random, tried).cloned()
+            pick(cluster.lb_policy, &set, &mut followed.schedule, chance, tried).cloned()
         };
         if let Some(followed) = schedules.get_mut(&cluster.name) {
             return choose(followed);

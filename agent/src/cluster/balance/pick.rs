@@ -1,6 +1,6 @@
 //! One choice: a bounded walk over the endpoints that take traffic.
 //!
-//! Pure: the random numbers and the schedule are given.
+//! Pure: the hash, the random numbers and the schedule are given.
 
 use super::Schedule;
 use crate::addr::EndpointAddr;
@@ -8,15 +8,35 @@ use crate::cluster::LbPolicy;
 use crate::cluster::endpoint::{Endpoint, EndpointSet, WeightedEndpoint, Weights};
 use std::sync::Arc;
 
+/// What a choice hangs on, beside the endpoints.
+#[derive(Clone, Copy, Debug)]
+pub struct Chance {
+    /// Of the connection or request; policies that do not go by it ignore it.
+    pub hash: Option<u64>,
+    /// Two numbers that have nothing to do with each other.
+    pub random: [u64; 2],
+}
+
+impl From<[u64; 2]> for Chance {
+    /// Without a hash.
+    fn from(random: [u64; 2]) -> Self {
+        Self { hash: None, random }
+    }
+}
+
 /// Chooses one of the endpoints of `set` that take traffic, not one of `tried` unless there is no other. `None` when
 /// none takes traffic.
 pub fn pick<'a>(
     policy: LbPolicy,
     set: &'a EndpointSet,
     schedule: &mut Schedule,
-    random: [u64; 2],
+    chance: impl Into<Chance>,
     tried: &[EndpointAddr],
 ) -> Option<&'a Arc<Endpoint>> {
+    let Chance { hash, random } = chance.into();
+    // Without a hash the choice is random.
+    let policy = if hash.is_none() && policy.hashes() { LbPolicy::Random } else { policy };
+    let random = hash.filter(|_| policy.hashes()).map_or(random, |hash| [hash, random[1]]);
     let untried = |member: &WeightedEndpoint| !tried.contains(&member.endpoint.address);
     let index = if tried.is_empty() || !set.usable().iter().any(untried) {
         among_all(policy, set, schedule, random)
@@ -68,6 +88,10 @@ fn among(
             schedule.take_turn(set, wanted, |member| member.endpoint.load().saturating_add(1))
         }
         (LbPolicy::Random, _) => by_weight(set.usable(), random[0], wanted),
+        (LbPolicy::Consistent(_), _) => {
+            let usable = set.usable();
+            set.table()?.pick(random[0], |index| usable.get(index).is_some_and(&wanted))
+        }
     }
 }
 
@@ -196,6 +220,44 @@ mod tests {
             let set = EndpointSet::default();
             assert!(pick(policy, &set, &mut Schedule::default(), [1, 2], &[]).is_none());
         }
+    }
+
+    #[test]
+    fn a_hash_leads_to_the_same_endpoint_and_to_another_one_when_that_was_tried() {
+        use crate::cluster::ConsistentHash;
+        for hash_policy in [ConsistentHash::Ring { minimum: 64, maximum: 64 }, ConsistentHash::Maglev { table_size: 61 }] {
+            let policy = LbPolicy::Consistent(hash_policy);
+            let set = EndpointSet::balanced(members(&[1, 2, 1]), 0, policy);
+            let choose = |hash, random, tried: &[EndpointAddr]| {
+                let chance = Chance { hash, random };
+                pick(policy, &set, &mut Schedule::default(), chance, tried).expect("an endpoint").address
+            };
+            for hash in [0, 1, 1 << 40, u64::MAX] {
+                let first = choose(Some(hash), [0, 0], &[]);
+                assert_eq!(choose(Some(hash), [9, 9], &[]), first, "the random numbers make no difference");
+                let second = choose(Some(hash), [0, 0], &[first]);
+                assert_ne!(second, first);
+                assert_eq!(choose(Some(hash), [5, 5], &[first]), second);
+                let third = choose(Some(hash), [0, 0], &[first, second]);
+                assert!(third != first && third != second);
+                assert_eq!(choose(Some(hash), [0, 0], &[first, second, third]), first, "all were tried");
+            }
+            // By weight, as the policy `random`.
+            let drawn: Vec<_> = (0..4).map(|random| choose(None, [random, 0], &[])).collect();
+            assert_eq!(drawn, [0, 1, 1, 2].map(address));
+        }
+    }
+
+    #[test]
+    fn other_policies_ignore_the_hash() {
+        let set = EndpointSet::new(members(&[1, 1, 1]), 0);
+        let chance = |random| Chance { hash: Some(7), random: [random, 0] };
+        let choose = |policy, random| {
+            pick(policy, &set, &mut Schedule::default(), chance(random), &[]).expect("an endpoint").address
+        };
+        assert_eq!(choose(LbPolicy::RoundRobin, 2), address(0));
+        assert_eq!(choose(LbPolicy::Random, 2), address(2));
+        assert_eq!(choose(LbPolicy::LeastRequest, 2), address(2));
     }
 
     fn weights() -> impl Strategy<Value = Vec<u32>> {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{FromText, Hex, OrText};
-use crate::cluster::{DnsLookupFamily, UpstreamProtocol};
+use crate::cluster::{DnsLookupFamily, MAGLEV_SIZE, RING_SIZE_MAX, RING_SIZE_MIN, UpstreamProtocol};
 use crate::config::record::{choice, record};
 use crate::config::value::Value;
 
@@ -14,8 +14,13 @@ record! {
         name: String, required;
         /// Where its endpoints come from: the list below, names to be resolved, or where the client wanted to go.
         kind as "type": ClusterType, default(ClusterType::Static);
-        /// How one endpoint is chosen. `cluster_provided` is for `original_dst`, and the only choice there.
+        /// How one endpoint is chosen. `ring_hash` and `maglev` go by the `hash_policy` of the route or TCP proxy, and choose
+        /// at random without. `cluster_provided` is for `original_dst`, and the only choice there.
         lb_policy: LbPolicy, optional("`round_robin`; `cluster_provided` for `original_dst`");
+        /// `ring_hash` only.
+        ring_hash_lb_config: RingHashLbConfig, optional("its defaults");
+        /// `maglev` only.
+        maglev_lb_config: MaglevLbConfig, optional("its defaults");
         /// How long opening a connection to an endpoint may take.
         connect_timeout: Duration, default(Duration::from_secs(5));
         /// `IP:PORT` each (`HOST:PORT` for `strict_dns`), or a mapping with a weight.
@@ -38,6 +43,23 @@ record! {
         respect_dns_ttl: bool, optional("`false`");
         /// `strict_dns` only: which addresses are asked for.
         dns_lookup_family: DnsLookupFamily, optional("`auto`");
+    }
+
+    /// `lb_policy: ring_hash`: each endpoint has places on a ring, by its weight, and a hash leads to the next place. What an
+    /// endpoint had goes to the others when it fails, and nothing else moves. A place takes 9 to 12 bytes.
+    pub struct RingHashLbConfig("ring hash", "config.cluster.v3.Cluster.RingHashLbConfig") {
+        /// Places of all endpoints together, at least: more share hashes more evenly. At most `maximum_ring_size`.
+        minimum_ring_size: u32, default(RING_SIZE_MIN);
+        /// Places of all endpoints together, at most; up to 8388608.
+        maximum_ring_size: u32, default(RING_SIZE_MAX);
+    }
+
+    /// `lb_policy: maglev`: endpoints take turns, by their weights, in taking the places of a table. Hashes are shared more
+    /// evenly and the table is smaller than a ring, but some of the others' hashes move too when an endpoint fails. A place
+    /// takes 1 byte, 2 from 257 endpoints on.
+    pub struct MaglevLbConfig("maglev", "config.cluster.v3.Cluster.MaglevLbConfig") {
+        /// Its places, a prime number up to 5000011; a hundred for each endpoint or more.
+        table_size: u32, default(MAGLEV_SIZE);
     }
 
     /// An endpoint. Short: its address alone, as text.
@@ -127,6 +149,10 @@ pub enum LbPolicy {
     LeastRequest,
     /// At random.
     Random,
+    /// By hash, on a ring.
+    RingHash,
+    /// By hash, in a table.
+    Maglev,
     /// The cluster knows.
     ClusterProvided,
 }
@@ -136,6 +162,8 @@ choice!(LbPolicy {
     RoundRobin = "round_robin",
     LeastRequest = "least_request",
     Random = "random",
+    RingHash = "ring_hash",
+    Maglev = "maglev",
     ClusterProvided = "cluster_provided",
 });
 choice!(UpstreamProtocol { Http1 = "http1", Http2 = "http2", Downstream = "downstream" });

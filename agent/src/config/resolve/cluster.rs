@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use super::{Resolver, limit};
+use super::{Resolver, lb_policy, limit};
 use crate::addr::EndpointAddr;
 use crate::cluster::endpoint::{EndpointSet, WeightedEndpoint};
-use crate::cluster::{CircuitBreakers, Cluster, Discovery, DnsName, HealthCheck, HealthCheckKind, LbPolicy};
+use crate::cluster::{CircuitBreakers, Cluster, Discovery, DnsName, HealthCheck, HealthCheckKind};
 use crate::config::diagnostic::Path;
 use crate::config::raw::cluster as raw;
 use crate::config::raw::{Hex, OrText};
@@ -34,7 +34,7 @@ fn cluster(resolver: &mut Resolver<'_>, raw: &raw::Cluster, path: &Path<'_>) -> 
     if name.is_empty() {
         resolver.error(&path.field("name"), "a cluster needs a name");
     }
-    let lb_policy = lb_policy(resolver, raw, path);
+    let lb_policy = lb_policy::lb_policy(resolver, raw, path);
     let endpoints = discovery(resolver, raw, &name, path);
     let connect_timeout = resolver.positive(&path.field("connect_timeout"), raw.connect_timeout);
     let health_checks = resolver.each(&raw.health_checks, &path.field("health_checks"), health_check);
@@ -50,9 +50,10 @@ fn cluster(resolver: &mut Resolver<'_>, raw: &raw::Cluster, path: &Path<'_>) -> 
     }
     panic?;
     let (discovery, endpoints) = endpoints?;
+    let lb_policy = lb_policy?;
     Some(Cluster {
         discovery,
-        lb_policy: lb_policy?,
+        lb_policy,
         connect_timeout: connect_timeout?,
         protocol: raw.protocol,
         health_checks: health_checks?,
@@ -60,28 +61,10 @@ fn cluster(resolver: &mut Resolver<'_>, raw: &raw::Cluster, path: &Path<'_>) -> 
         circuit_breakers: circuit_breakers(&raw.circuit_breakers),
         idle_timeout: limit(raw.idle_timeout),
         max_requests_per_connection: max_requests?,
-        endpoints: ArcSwap::from_pointee(EndpointSet::new(endpoints, raw.healthy_panic_threshold)),
+        endpoints: ArcSwap::from_pointee(EndpointSet::balanced(endpoints, raw.healthy_panic_threshold, lb_policy)),
         stats: resolver.runtime.stats.cluster(&name),
         name,
     })
-}
-
-fn lb_policy(resolver: &mut Resolver<'_>, raw: &raw::Cluster, path: &Path<'_>) -> Option<LbPolicy> {
-    let path = path.field("lb_policy");
-    match (raw.kind, raw.lb_policy) {
-        (raw::ClusterType::OriginalDst, None | Some(raw::LbPolicy::ClusterProvided)) => Some(LbPolicy::RoundRobin),
-        (raw::ClusterType::OriginalDst, Some(_)) => {
-            resolver.error(&path, "a cluster of type original_dst has nothing to choose from: leave `lb_policy` out");
-            None
-        }
-        (_, Some(raw::LbPolicy::ClusterProvided)) => {
-            resolver.error(&path, "`cluster_provided` is for clusters of type original_dst");
-            None
-        }
-        (_, None | Some(raw::LbPolicy::RoundRobin)) => Some(LbPolicy::RoundRobin),
-        (_, Some(raw::LbPolicy::LeastRequest)) => Some(LbPolicy::LeastRequest),
-        (_, Some(raw::LbPolicy::Random)) => Some(LbPolicy::Random),
-    }
 }
 
 /// Where the endpoints come from, and those that are known already.

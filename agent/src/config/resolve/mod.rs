@@ -11,6 +11,7 @@ mod dns;
 mod headers;
 mod http;
 mod intercept;
+mod lb_policy;
 mod listener;
 mod matches;
 mod pods;

@@ -43,7 +43,7 @@ fn an_unknown_field_names_the_one_that_was_meant() {
         (
             "clusters: [{name: a, colour: red}]",
             &[
-                "1:22: clusters[0].colour: unknown field `colour`: cluster has name, type, lb_policy, connect_timeout, endpoints, protocol, health_checks, healthy_panic_threshold, circuit_breakers, idle_timeout, max_requests_per_connection, dns_refresh_rate, respect_dns_ttl, dns_lookup_family",
+                "1:22: clusters[0].colour: unknown field `colour`: cluster has name, type, lb_policy, ring_hash_lb_config, maglev_lb_config, connect_timeout, endpoints, protocol, health_checks, healthy_panic_threshold, circuit_breakers, idle_timeout, max_requests_per_connection, dns_refresh_rate, respect_dns_ttl, dns_lookup_family",
             ],
         ),
         (
