@@ -48,7 +48,6 @@ pub fn instead_of(field: &str) -> Option<&'static str> {
         "safe_regex_match" => "it is called `safe_regex` here",
         "inline_string" => "write the body directly: `body: text`",
         "outlier_detection"
-        | "hash_policy"
         | "request_mirror_policies"
         | "cors"
         | "rate_limits"

@@ -1,7 +1,7 @@
 //! The endpoint that the balancer would choose first.
 
 use crate::addr::{EndpointAddr, OrigDstAddr};
-use crate::cluster::balance::{Schedule, pick};
+use crate::cluster::balance::{Chance, Schedule, pick};
 use crate::cluster::{Cluster, Discovery, LbPolicy, WeightedClusters};
 use crate::snapshot::Snapshot;
 
@@ -22,7 +22,7 @@ pub(super) fn choose(
     snapshot: &Snapshot,
     cluster: &Cluster,
     destination: Option<OrigDstAddr>,
-    random: u64,
+    chance: Chance,
 ) -> Result<Choice, String> {
     match &cluster.discovery {
         Discovery::OriginalDst => at_destination(snapshot, destination),
@@ -31,7 +31,7 @@ pub(super) fn choose(
             let text = format!("one of the addresses of {}, which are looked up when the agent runs", names.join(", "));
             Ok(Choice { address: None, hostname: None, text })
         }
-        Discovery::Static | Discovery::StrictDns { .. } => balanced(cluster, random),
+        Discovery::Static | Discovery::StrictDns { .. } => balanced(cluster, chance),
     }
 }
 
@@ -53,17 +53,18 @@ fn at_destination(snapshot: &Snapshot, destination: Option<OrigDstAddr>) -> Resu
     }
 }
 
-fn balanced(cluster: &Cluster, random: u64) -> Result<Choice, String> {
+fn balanced(cluster: &Cluster, chance: Chance) -> Result<Choice, String> {
     let set = cluster.endpoints.load();
     let mut schedule = Schedule::starting_at(0);
     schedule.follow(&set);
-    let Some(endpoint) = pick(cluster.lb_policy, &set, &mut schedule, [random, random], &[]) else {
+    let Some(endpoint) = pick(cluster.lb_policy, &set, &mut schedule, chance, &[]) else {
         let (all, usable) = (set.all().len(), set.usable().len());
         return Err(format!("{usable} of the {all} endpoints of cluster {} take traffic", cluster.name));
     };
-    let of = set.usable().len();
+    let (of, random) = (set.usable().len(), chance.random[0]);
     let how = match cluster.lb_policy {
         _ if of == 1 => "the only one".to_owned(),
+        LbPolicy::Consistent(_) if chance.hash.is_some() => format!("where the hash leads among {of}"),
         LbPolicy::Consistent(_) => format!("drawn from {of} with --random {random}, as there is no hash"),
         LbPolicy::RoundRobin => format!("the first of {of} in turn"),
         LbPolicy::LeastRequest => format!("the least busy of two drawn from {of}; none is busy yet"),

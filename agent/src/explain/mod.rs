@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use crate::cluster::balance::Chance;
 use crate::cluster::{Cluster, ClusterSpecifier};
 use crate::dispatch::qualify;
 use crate::listener::{Dispatch, NetworkFilter, TcpProxy};
@@ -48,6 +49,9 @@ pub struct Explanation {
     pub action: Action,
     /// Where it goes.
     pub cluster: Option<String>,
+    /// The hash by the hash policy, in hexadecimal digits; absent where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hash: Option<String>,
     /// The endpoint that would be the first choice.
     pub endpoint: Option<String>,
     /// The status, where the agent answers by itself.
@@ -158,7 +162,11 @@ impl Explanation {
         }
         match cluster {
             Some(cluster) => {
-                let choice = self.choose(snapshot, cluster, question, arrived);
+                let hash = proxy.hash(arrived.client.ip(), question.source_pod.as_ref());
+                if proxy.hash_policy.is_some() {
+                    self.hashed(hash, "the client's address");
+                }
+                let choice = self.choose(snapshot, cluster, question, arrived, hash);
                 self.dispatched(arrived, choice.as_ref());
             }
             None => self.flag(ResponseFlags::NO_CLUSTER),
@@ -192,6 +200,16 @@ impl Explanation {
         self.section("dispatch", line);
     }
 
+    /// What the hash policy made of the connection or request.
+    fn hashed(&mut self, hash: Option<u64>, of: &str) -> &mut Section {
+        self.hash = hash.map(|hash| format!("{hash:016x}"));
+        let line = match &self.hash {
+            Some(hash) => format!("{hash}, of {of}"),
+            None => format!("none: there is no {of}"),
+        };
+        self.section("hash", line)
+    }
+
     /// Goes on to an endpoint of `cluster`; `None` when there is none to be had.
     fn choose(
         &mut self,
@@ -199,10 +217,11 @@ impl Explanation {
         cluster: &Cluster,
         question: &Question,
         arrived: &Arrived<'_>,
+        hash: Option<u64>,
     ) -> Option<Choice> {
         self.cluster = Some(cluster.name.to_string());
         self.section("cluster", endpoint::described(cluster));
-        match endpoint::choose(snapshot, cluster, arrived.destination, question.random) {
+        match endpoint::choose(snapshot, cluster, arrived.destination, Chance { hash, random: [question.random; 2] }) {
             Ok(choice) => {
                 self.endpoint = choice.address.map(|address| address.to_string());
                 self.section("endpoint", choice.text.clone());

@@ -15,6 +15,7 @@ use crate::http::check::{Body, Checked, check};
 use crate::http::headers;
 use crate::http::request_id::RequestIds;
 use crate::http::route::decide::{Decision, ForwardHost, Outcome, RequestFacts, decide_observed};
+use crate::http::route::hash_policy::{Hashed, Source, Sticky};
 use crate::http::route::matching::RequestView;
 use crate::http::route::mismatch::Mismatch;
 use crate::http::route::{RouteAction, VirtualHost};
@@ -64,7 +65,30 @@ pub(super) fn explain(
     let clusters = |name: &str| snapshot.clusters.get(name);
     let decision = decide_observed(&manager.route_config, &facts, &clusters, &mut rows);
     table(&decision, &facts, rows, answer);
-    outcome(snapshot, question, arrived, &decision, &checked, &head, answer);
+    let sticky = sticky(question, arrived, manager, &decision, (&checked, &head));
+    outcome(snapshot, question, arrived, (&decision, sticky.as_ref()), &checked, &head, answer);
+}
+
+/// What the row's hash policy makes of the request; `None` when it has none.
+fn sticky(
+    question: &Question,
+    arrived: &Arrived<'_>,
+    manager: &HttpConnectionManager,
+    decision: &Decision<'_>,
+    (checked, head): (&Checked, &Parts),
+) -> Option<Sticky> {
+    let Outcome::Forward { action, .. } = decision.outcome else { return None };
+    let mut headers = head.headers.clone();
+    let forwarded = decision.forward_head(checked.authority(), checked.path.as_str(), &mut headers);
+    let path = forwarded.path_and_query.unwrap_or_else(|| checked.path.as_str().to_owned());
+    if let ForwardHost::Rewritten(host) = forwarded.host {
+        headers.insert(HOST, host);
+    }
+    let local = arrived.destination.map_or(arrived.listener.address, |destination| destination.socket());
+    let pod = question.source_pod.as_ref();
+    let source = Source::new(&headers, manager.use_remote_address, arrived.client, pod, local);
+    let hashed = Hashed { method: &head.method, path: &path, headers: &headers };
+    (!action.hash_policy.is_empty()).then(|| action.hash_policy.apply(&hashed, source))
 }
 
 /// The request's head as it arrives.
@@ -124,7 +148,7 @@ fn outcome(
     snapshot: &Snapshot,
     question: &Question,
     arrived: &Arrived<'_>,
-    decision: &Decision<'_>,
+    (decision, sticky): (&Decision<'_>, Option<&Sticky>),
     checked: &Checked,
     head: &Parts,
     answer: &mut Explanation,
@@ -161,7 +185,13 @@ fn outcome(
                 answer.section("cluster", "none: the header is absent or names no cluster (flag NC)");
                 return;
             };
-            match answer.choose(snapshot, cluster, question, arrived) {
+            if let Some(sticky) = sticky {
+                let of: Vec<_> = action.hash_policy.0.iter().map(|rule| rule.on.to_string()).collect();
+                let section = answer.hashed(sticky.hash, &of.join(", "));
+                let cookies = sticky.cookies.iter().map(|cookie| String::from_utf8_lossy(cookie.as_bytes()));
+                section.details.extend(cookies.map(|cookie| format!("made for the response: set-cookie: {cookie}")));
+            }
+            match answer.choose(snapshot, cluster, question, arrived, sticky.and_then(|sticky| sticky.hash)) {
                 Some(choice) => send(decision, checked, head, choice.hostname.as_deref(), answer),
                 None => answer.status = Some(StatusCode::SERVICE_UNAVAILABLE.as_u16()),
             }

@@ -404,3 +404,44 @@ fn the_readme_shows_what_is_printed() {
     let printed = explain(&loaded.snapshot, &to("http://shop/checkout/cart", "10.0.0.7:8080")).text();
     assert!(rest.contains(&format!("http://shop/checkout/cart\n{printed}\n$ ")), "README.md should show:\n{printed}");
 }
+
+#[test]
+fn the_hash_and_where_it_leads_are_told() {
+    let file = "
+listeners:
+  - {name: h, address: 127.0.0.1:1, default_filter_chain: {http: {route_config: r}}}
+  - {name: t, address: 127.0.0.1:2, default_filter_chain: {tcp_proxy: {cluster: ring, hash_policy: [{source_ip: {}}]}}}
+route_configs:
+  - name: r
+    virtual_hosts:
+      - name: h
+        domains: ['*']
+        routes:
+          - match: {prefix: /}
+            route: {cluster: ring, hash_policy: [{header: x-user, terminal: true}, {cookie: {name: id, ttl: 0s}}]}
+clusters: [{name: ring, lb_policy: maglev, endpoints: [127.0.0.1:9001, 127.0.0.1:9002, 127.0.0.1:9003]}]
+";
+    let direct = |url: &str, dst: &str| Question { src: "127.0.0.9:4000".parse().ok(), ..to(url, dst) };
+    let by_header = answer_of(file, &with(direct("http://x/", "127.0.0.1:1"), "x-user", "ann"));
+    let hash = crate::cluster::balance::hash::xx_hash(b"ann");
+    assert_eq!(by_header.hash, Some(format!("{hash:016x}")));
+    assert!(
+        by_header.text().contains(&format!("hash          {hash:016x}, of header x-user, cookie id\n")),
+        "{}",
+        by_header.text()
+    );
+    assert!(by_header.text().contains(", where the hash leads among 3\n"), "{}", by_header.text());
+    assert!(!by_header.text().contains("set-cookie"));
+
+    let by_cookie = answer_of(file, &direct("http://x/", "127.0.0.1:1"));
+    assert!(by_cookie.text().contains("made for the response: set-cookie: id="), "{}", by_cookie.text());
+    assert!(by_cookie.hash.is_some() && by_cookie.hash != by_header.hash);
+
+    let of_connection = answer_of(file, &direct("http://x/", "127.0.0.1:2"));
+    let expected = crate::cluster::balance::hash::xx_hash(b"127.0.0.9");
+    assert_eq!(of_connection.hash, Some(format!("{expected:016x}")));
+    let pod = Workload { ips: vec!["10.4.0.7".parse().expect("ip")], ..Workload::default() };
+    let in_pod = Question { source_pod: Some(pod), ..direct("http://x/", "127.0.0.1:2") };
+    let expected = crate::cluster::balance::hash::xx_hash(b"10.4.0.7");
+    assert_eq!(answer_of(file, &in_pod).hash, Some(format!("{expected:016x}")), "the pod's own address");
+}

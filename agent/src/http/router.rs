@@ -14,7 +14,7 @@ use crate::addr::EndpointAddr;
 use crate::cluster::Cluster;
 use crate::cluster::breaker::Permit;
 use crate::cluster::endpoint::Endpoint;
-use crate::cluster::select::select;
+use crate::cluster::select::{Affinity, select};
 use crate::telemetry::ResponseFlags;
 
 use super::exchange::Exchange;
@@ -25,6 +25,7 @@ use super::request_body::Upload;
 use super::retry::{RequestFacts, Tried, Verdict, after_failure, after_response, back_off};
 use super::route::RetryPolicy;
 use super::route::decide::Decision;
+use super::route::hash_policy::Sticky;
 use super::upstream::{Answer, Failure, FailureKind, Outgoing, send};
 
 /// What is sent, and where.
@@ -41,6 +42,8 @@ pub struct Forward<'a> {
     pub host_of_endpoint: bool,
     /// The body.
     pub upload: Upload,
+    /// What ties the request to an endpoint, where the route has a hash policy.
+    pub sticky: Option<Box<Sticky>>,
 }
 
 impl Forward<'_> {
@@ -87,7 +90,7 @@ fn expire(exchange: &Exchange, cluster: &Cluster, expired: Expired) -> Refusal {
 async fn try_until_answered(exchange: &mut Exchange, request: &Forward<'_>) -> Result<Answer, Refusal> {
     let mut tries = Tries::default();
     loop {
-        let endpoint = choose(exchange, request.cluster, &tries.in_vain)?;
+        let endpoint = choose(exchange, request, &tries.in_vain)?;
         let result = try_once(exchange, request, &endpoint).await;
         // Judged in one step, so that no answer is kept while the next try is waited for.
         let pause = match tries.judge(exchange, request, endpoint.address, result) {
@@ -210,9 +213,11 @@ fn conclude(
     result.map_err(|failure| explain(failure.kind, tried.retries > 0))
 }
 
-fn choose(exchange: &mut Exchange, cluster: &Arc<Cluster>, tried: &[EndpointAddr]) -> Result<Arc<Endpoint>, Refusal> {
+fn choose(exchange: &mut Exchange, request: &Forward<'_>, tried: &[EndpointAddr]) -> Result<Arc<Endpoint>, Refusal> {
     let connection = &exchange.connection;
-    let endpoint = select(&connection.worker, cluster, connection.info.original_dst, tried).map_err(|error| {
+    let hash = request.sticky.as_ref().and_then(|sticky| sticky.hash);
+    let affinity = Affinity { original_dst: connection.info.original_dst, hash };
+    let endpoint = select(&connection.worker, request.cluster, affinity, tried).map_err(|error| {
         tracing::debug!("{error}");
         Refusal::request(StatusCode::SERVICE_UNAVAILABLE, "no_healthy_upstream", "no healthy upstream")
             .flagged(ResponseFlags::NO_HEALTHY_UPSTREAM)

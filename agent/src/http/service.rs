@@ -30,6 +30,7 @@ use super::request_body::{Keep, Upload};
 use super::response_body::ResponseBody;
 use super::route::RouteAction;
 use super::route::decide::{self, Decision, ForwardHost, Outcome};
+use super::route::hash_policy::{HashPolicy, Hashed, Source, Sticky};
 use super::router::{self, Forward};
 use super::spare;
 use super::tunnel::Tunnel;
@@ -43,10 +44,15 @@ pub async fn serve(connection: Rc<Connection>, head: Box<Parts>, body: Downstrea
         ControlFlow::Break(response) => return response,
     };
     let result = router::forward(&mut exchange, &mut clock, &forward).await;
-    let Forward { decision, outgoing, upload, .. } = forward;
+    let Forward { decision, outgoing, upload, sticky, .. } = forward;
     spare::keep(outgoing.headers);
     match result {
-        Ok(answer) => respond_with(exchange, &decision, answer, clock, upload),
+        Ok(mut answer) => {
+            for cookie in sticky.into_iter().flat_map(|sticky| sticky.cookies) {
+                answer.response.headers_mut().append(header::SET_COOKIE, cookie);
+            }
+            respond_with(exchange, &decision, answer, clock, upload)
+        }
         Err(refusal) => give_up(exchange, &decision, refusal),
     }
 }
@@ -107,7 +113,7 @@ fn route(
     let refusal = match &decision.outcome {
         Outcome::Forward { action, cluster: Some(cluster) } => {
             let (action, cluster) = (*action, *cluster);
-            return forward(exchange, head, body, checked, decision, action, cluster);
+            return forward(exchange, head, body, checked, decision, (action, cluster));
         }
         Outcome::Forward { action, cluster: None } => {
             manager.stats.no_cluster.inc();
@@ -156,14 +162,22 @@ fn direct(
     respond(exchange, status, headers, body, Afterwards::Keep)
 }
 
+/// What ties the request to an endpoint, as it is sent on.
+fn stick(connection: &Connection, policy: &HashPolicy, head: &Parts, path: &PathAndQuery) -> Box<Sticky> {
+    let (info, manager) = (&connection.info, &connection.manager);
+    let local = info.original_dst.map_or(info.local, |destination| destination.socket());
+    let pod = info.source_pod.as_deref();
+    let source = Source::new(&head.headers, manager.use_remote_address, info.client, pod, local);
+    Box::new(policy.apply(&Hashed { method: &head.method, path: path.as_str(), headers: &head.headers }, source))
+}
+
 fn forward<'a>(
     mut exchange: Exchange,
     mut head: Parts,
     body: Downstream,
     checked: Checked,
     decision: Decision<'a>,
-    action: &RouteAction,
-    cluster: &'a Arc<Cluster>,
+    (action, cluster): (&RouteAction, &'a Arc<Cluster>),
 ) -> ControlFlow<Response<ResponseBody>, Ready<'a>> {
     exchange.record.cluster = Some(cluster.name.clone());
     let forwarded = decision.forward_head(checked.authority(), checked.path.as_str(), &mut head.headers);
@@ -183,6 +197,8 @@ fn forward<'a>(
         head.headers.insert(header::HOST, host.clone());
     }
     headers::announce_empty_body(&head.method, body.is_end_stream(), &mut head.headers);
+    let policy = &action.hash_policy;
+    let sticky = (!policy.is_empty()).then(|| stick(&exchange.connection, policy, &head, &path));
     let keep = if decision.retry_policy().is_some() { Keep::Yes } else { Keep::No };
     let upload = Upload::new(body, exchange.meter.clone(), keep);
     let clock = clock(&exchange, action);
@@ -193,6 +209,7 @@ fn forward<'a>(
         outgoing: Outgoing { method: head.method, path, headers: head.headers, upgrade: checked.upgrade },
         host_of_endpoint: forwarded.host == ForwardHost::OfEndpoint,
         upload,
+        sticky,
     };
     ControlFlow::Continue(Ready { exchange, clock, forward })
 }

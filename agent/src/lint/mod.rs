@@ -8,6 +8,7 @@ mod chains;
 mod health;
 mod reachable;
 mod shadow;
+mod sticky;
 #[cfg(test)]
 mod tests;
 mod unused;
@@ -58,6 +59,10 @@ pub enum Kind {
     UnusedCluster,
     /// Health checks ask loopback in another network namespace than the one that connections go to.
     HealthCheckElsewhere,
+    /// A hash policy, and no cluster that goes by it.
+    HashPolicyIgnored,
+    /// A cluster that goes by a hash, and no hash policy.
+    HashPolicyMissing,
 }
 
 /// How much a [`Finding`] matters.
@@ -79,7 +84,9 @@ impl Kind {
             | Self::UnreachableFilterChain
             | Self::FilterChainTrap
             | Self::UnreachableListener
-            | Self::HealthCheckElsewhere => Severity::Warning,
+            | Self::HealthCheckElsewhere
+            | Self::HashPolicyIgnored
+            | Self::HashPolicyMissing => Severity::Warning,
             Self::FilterChainDefault | Self::FilterChainsUndecided | Self::UnusedRouteConfig | Self::UnusedCluster => {
                 Severity::Info
             }
@@ -96,6 +103,7 @@ pub fn lint(snapshot: &Snapshot) -> Vec<Finding> {
     findings.extend(unused::route_configs(snapshot));
     findings.extend(unused::clusters(snapshot));
     findings.extend(health::findings(snapshot));
+    findings.extend(sticky::findings(snapshot));
     findings
 }
 

@@ -281,3 +281,46 @@ fn health_checks_of_loopback_are_not_those_of_pods() {
     let direct = format!("{inbound}\n  - {{name: direct, address: 127.0.0.1:80, default_filter_chain: {TO_THE_APP}}}");
     assert_eq!(of_pods(BOTH, &direct, checks), [], "the agent's own namespace is right for this listener");
 }
+
+#[test]
+fn hashes_that_nothing_goes_by_and_clusters_without_a_hash_are_told() {
+    let file = |of_rows: [&str; 2], of_tcp: &str| {
+        format!(
+            "clusters: [{{name: ring, lb_policy: ring_hash, endpoints: [127.0.0.1:1]}}, {{name: plain, endpoints: [127.0.0.1:2]}}]
+listeners:
+  - {{name: h, address: 127.0.0.1:1, default_filter_chain: {{http: {{route_config: r}}}}}}
+  - {{name: t, address: 127.0.0.1:2, filter_chains: [{{tcp_proxy: {{cluster: plain{of_tcp}}}}}]}}
+route_configs:
+  - name: r
+    virtual_hosts:
+      - name: h
+        domains: ['*']
+        routes:
+          - {{match: {{path: /1}}, route: {{cluster: ring{}}}}}
+          - {{match: {{path: /2}}, route: {{weighted_clusters: [{{name: ring, weight: 1}}, {{name: plain, weight: 1}}]{}}}}}
+",
+            of_rows[0], of_rows[1]
+        )
+    };
+    let (none, hashed) = ("", ", hash_policy: [{header: x}]");
+    let missing = ("clusters[\"ring\"]", Kind::HashPolicyMissing);
+    for (of_rows, of_tcp, expected) in [
+        ([none, none], "", vec![missing]),
+        ([hashed, none], "", vec![]),
+        ([none, hashed], "", vec![]),
+        (
+            [none, none],
+            ", hash_policy: [{source_ip: true}]",
+            vec![("listeners[1].filter_chains[0].tcp_proxy.hash_policy", Kind::HashPolicyIgnored), missing],
+        ),
+    ] {
+        let found = findings(&file(of_rows, of_tcp));
+        let found: Vec<_> = found.iter().map(|finding| (finding.path.as_str(), finding.kind)).collect();
+        assert_eq!(found, expected, "{of_rows:?} {of_tcp}");
+    }
+    let ignored = file([hashed, none], "").replace("route: {cluster: ring", "route: {cluster: plain");
+    let found = findings(&ignored);
+    assert_eq!(found[0].path, "route_configs[0].virtual_hosts[0].routes[0].route.hash_policy");
+    assert!(found[0].message.contains("'plain' is neither"), "{}", found[0].message);
+    assert_eq!(found[0].kind.severity(), Severity::Warning);
+}

@@ -7,13 +7,15 @@ pub mod chain;
 pub mod dispatch;
 pub mod filter;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cluster::ClusterSpecifier;
+use crate::cluster::balance::hash::source_ip;
 use crate::http::HttpConnectionManager;
 use crate::telemetry::stats::ListenerStats;
+use crate::workload::Workload;
 
 use chain::FilterChains;
 
@@ -172,4 +174,22 @@ pub struct TcpProxy {
     pub max_connect_attempts: u32,
     /// Closes a connection that lasted so long (flag DT).
     pub max_downstream_connection_duration: Option<Duration>,
+    /// What ties connections to endpoints, for clusters that balance by hash.
+    pub hash_policy: Option<TcpHashPolicy>,
+}
+
+/// Envoy's `TcpProxy.hash_policy`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TcpHashPolicy {
+    /// The client's address, without its port.
+    SourceIp,
+}
+
+impl TcpProxy {
+    /// The hash of a connection from `client`, which is `pod` if it is one and known; see [`Workload::address_of`].
+    pub fn hash(&self, client: IpAddr, pod: Option<&Workload>) -> Option<u64> {
+        self.hash_policy.map(|policy| match policy {
+            TcpHashPolicy::SourceIp => source_ip(Workload::address_of(client, pod)),
+        })
+    }
 }

@@ -150,7 +150,7 @@ pub async fn detect(
                 () = &mut grace, if !waited => {
                     waited = true;
                     if let (false, Some(chain)) = (spoke.get(), unknown) {
-                        early = Early::begin(worker, listener, chain, behalf);
+                        early = Early::begin(worker, listener, chain, behalf, facts.client);
                     }
                 }
                 spoken = hear(&mut early, worker), if !heard => match spoken {

@@ -10,11 +10,12 @@ use std::sync::Arc;
 use tokio::task::JoinHandle;
 
 use super::proxy::{Connected, Failure, cluster_of, connect_to};
+use crate::addr::ClientAddr;
 use crate::cluster::connect::FirstWord;
 use crate::cluster::{Cluster, ClusterSpecifier};
 use crate::listener::chain::FilterChain;
 use crate::listener::filter::peek;
-use crate::listener::{Listener, NetworkFilter};
+use crate::listener::{Listener, NetworkFilter, TrafficDirection};
 use crate::place::Behalf;
 use crate::telemetry::ResponseFlags;
 use crate::telemetry::stats::ListenerStats;
@@ -47,15 +48,23 @@ enum State {
 }
 
 impl Early {
-    /// Begins to connect for `chain`; `None` unless that is a TCP proxy.
-    pub fn begin(worker: &Rc<Worker>, listener: &Listener, chain: &Arc<FilterChain>, behalf: &Behalf) -> Option<Self> {
+    /// Begins to connect for `chain`, and for `client`; `None` unless that is a TCP proxy.
+    pub fn begin(
+        worker: &Rc<Worker>,
+        listener: &Listener,
+        chain: &Arc<FilterChain>,
+        behalf: &Behalf,
+        client: ClientAddr,
+    ) -> Option<Self> {
         let NetworkFilter::Tcp(tcp) = &chain.filter else { return None };
         let cluster = cluster_of(&tcp.cluster, worker).ok()?;
         listener.stats.detection_early_cx_total.inc();
         let (worker, target, attempts) = (worker.clone(), cluster.clone(), tcp.max_connect_attempts);
+        let pod = behalf.place.workload().filter(|_| behalf.direction == TrafficDirection::Outbound);
+        let hash = tcp.hash(client.ip(), pod.as_deref());
         let behalf = behalf.clone();
         let connecting = tokio::task::spawn_local(async move {
-            connect_to(&worker, target, &behalf, attempts, FirstWord::Unknown).await
+            connect_to(&worker, target, &behalf, hash, attempts, FirstWord::Unknown).await
         });
         Some(Self {
             chain: chain.clone(),

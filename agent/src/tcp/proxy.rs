@@ -16,7 +16,7 @@ use super::reset_on_drop;
 use crate::addr::EndpointAddr;
 use crate::cluster::connect::{ConnectError, FirstWord, Upstream, connect};
 use crate::cluster::endpoint::Endpoint;
-use crate::cluster::select::{SelectError, select};
+use crate::cluster::select::{Affinity, SelectError, select};
 use crate::cluster::{Cluster, ClusterSpecifier};
 use crate::listener::TcpProxy;
 use crate::place::Behalf;
@@ -108,12 +108,13 @@ async fn connected(
     };
     // Before it can fail: the record names the cluster that had no endpoint.
     record.cluster = Some(cluster.name.clone());
+    let hash = tcp.hash(record.info.client.ip(), record.info.source_pod.as_deref());
     let connecting = async {
         match early {
             Some(early) => early.connected().await,
             None => {
                 let first = first_word(client).await;
-                connect_to(worker, cluster, behalf, tcp.max_connect_attempts, first).await
+                connect_to(worker, cluster, behalf, hash, tcp.max_connect_attempts, first).await
             }
         }
     };
@@ -213,18 +214,20 @@ pub fn cluster_of(specifier: &ClusterSpecifier, worker: &Worker) -> Result<Arc<C
     }
 }
 
-/// Connects to an endpoint of `cluster`, and to another one as long as that fails and attempts are left.
+/// Connects to an endpoint of `cluster`, by `hash` if it balances so, and to another one as long as that fails and attempts
+/// are left.
 pub async fn connect_to(
     worker: &Worker,
     cluster: Arc<Cluster>,
     behalf: &Behalf,
+    hash: Option<u64>,
     max_attempts: u32,
     first: FirstWord,
 ) -> Result<Connected, Failure> {
     let mut tried = Vec::new();
     loop {
-        let endpoint =
-            select(worker, &cluster, behalf.original_dst, &tried).map_err(|error| not_selected(&error, &tried))?;
+        let affinity = Affinity { original_dst: behalf.original_dst, hash };
+        let endpoint = select(worker, &cluster, affinity, &tried).map_err(|error| not_selected(&error, &tried))?;
         let error = match connect(worker, behalf, &cluster, &endpoint, first).await {
             Ok(upstream) => return Ok(Connected { cluster, endpoint, upstream }),
             Err(error) => error,

@@ -54,6 +54,16 @@ pub struct Workload {
     pub host_network: bool,
 }
 
+impl Workload {
+    /// The address by which `client` is known elsewhere: a connection that the kernel redirects within a pod comes from
+    /// loopback, and would have had the pod's own address without that.
+    pub fn address_of(client: IpAddr, pod: Option<&Self>) -> IpAddr {
+        let Some(pod) = pod.filter(|_| client.is_loopback()) else { return client };
+        let same_family = pod.ips.iter().find(|ip| ip.is_ipv4() == client.is_ipv4());
+        same_family.or(pod.ips.first()).copied().unwrap_or(client)
+    }
+}
+
 impl fmt::Display for Workload {
     /// `namespace/name`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

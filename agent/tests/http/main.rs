@@ -12,4 +12,5 @@ mod http2;
 mod lifetimes;
 mod pieces;
 mod refusals;
+mod sticky;
 mod support;

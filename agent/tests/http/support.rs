@@ -91,6 +91,7 @@ pub fn to(cluster: &Arc<Cluster>) -> RouteAction {
         timeout: Some(Duration::from_secs(15)),
         idle_timeout: None,
         retry_policy: None,
+        hash_policy: Default::default(),
     }
 }
 

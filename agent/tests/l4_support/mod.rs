@@ -144,6 +144,7 @@ fn tcp(site: &Site, cluster: Arc<Cluster>) -> NetworkFilter {
         idle_timeout: Some(site.idle_timeout),
         max_connect_attempts: site.max_connect_attempts,
         max_downstream_connection_duration: site.max_duration,
+        hash_policy: None,
     })
 }
 

@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 use super::proto::{Object, any, duration, socket_address};
 use crate::cluster::endpoint::Health;
 use crate::cluster::{
-    Cluster, ConsistentHash, Discovery, DnsLookupFamily, DnsName, HealthCheck, HealthCheckKind, LbPolicy, UpstreamProtocol,
+    Cluster, ConsistentHash, Discovery, DnsLookupFamily, DnsName, HealthCheck, HealthCheckKind, LbPolicy,
+    UpstreamProtocol,
 };
 use crate::snapshot::Snapshot;
 

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::hash;
 use super::proto::{Object, any, cidr_ranges, duration, socket_address, timeout};
 use crate::cluster::ClusterSpecifier;
 use crate::http::{CodecType, HttpConnectionManager, ServerHeader};
@@ -98,7 +99,8 @@ fn tcp_proxy(proxy: &TcpProxy, listener: &str) -> Value {
     let config = cluster_specifier(config, &proxy.cluster)
         .with("idle_timeout", timeout(proxy.idle_timeout))
         .with("max_connect_attempts", proxy.max_connect_attempts)
-        .maybe("max_downstream_connection_duration", proxy.max_downstream_connection_duration.map(duration));
+        .maybe("max_downstream_connection_duration", proxy.max_downstream_connection_duration.map(duration))
+        .list("hash_policy", hash::tcp(proxy.hash_policy));
     json!({"name": "envoy.filters.network.tcp_proxy", "typed_config": config.done()})
 }
 

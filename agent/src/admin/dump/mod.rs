@@ -5,6 +5,7 @@
 //! Envoy has no field for something, it is left out, or lies in the node's metadata.
 
 mod clusters;
+mod hash;
 mod listeners;
 pub mod proto;
 pub mod routes;

@@ -3,6 +3,7 @@
 use http::{HeaderValue, Method, StatusCode};
 use serde_json::{Value, json};
 
+use super::hash;
 use super::listeners::cluster_specifier;
 use super::proto::{Object, any, duration, timeout};
 use crate::http::route::{
@@ -172,6 +173,7 @@ fn route_action(action: &RouteAction) -> Value {
         .with("timeout", timeout(action.timeout))
         .maybe("idle_timeout", action.idle_timeout.map(timeout))
         .maybe("retry_policy", action.retry_policy.as_deref().map(retry_policy))
+        .list("hash_policy", hash::http(&action.hash_policy))
         .done()
 }
 

@@ -206,6 +206,25 @@ fn plain(value: &Value) -> String {
 }
 
 fn action(row: &Value) -> String {
+    let to = destination(row);
+    let hashed: Vec<_> =
+        row.get("route").map(|action| list(action, "/hash_policy")).into_iter().flatten().map(hashed).collect();
+    if hashed.is_empty() { to } else { format!("{to} by hash of {}", hashed.join(", ")) }
+}
+
+/// What a hash policy hashes.
+fn hashed(policy: &Value) -> String {
+    let named = [
+        ("header", text(policy, "/header/header_name")),
+        ("cookie", text(policy, "/cookie/name")),
+        ("query parameter", text(policy, "/query_parameter/name")),
+    ];
+    let named = named.into_iter().find(|(_, name)| !name.is_empty());
+    let what = named.map_or_else(|| "source ip".to_owned(), |(kind, name)| format!("{kind} {name}"));
+    if policy["terminal"] == Value::Bool(true) { format!("{what} (terminal)") } else { what }
+}
+
+fn destination(row: &Value) -> String {
     if let Some(action) = row.get("route") {
         let weighted = list(action, "/weighted_clusters/clusters");
         if !weighted.is_empty() {
@@ -295,6 +314,12 @@ mod tests {
         }
         let from = |pod: Value| conditions(&json!({"metadata": {"filter_metadata": {"waylay": {"source_pod": pod}}}}));
         assert_eq!(from(json!({"name": "web-*", "labels": {"app": "web"}})), "from */web-* with app=web");
+        let policies = json!([{"header": {"header_name": "x-user"}, "terminal": true}, {"cookie": {"name": "id"}},
+            {"connection_properties": {"source_ip": true}}, {"query_parameter": {"name": "q"}}]);
+        assert_eq!(
+            action(&json!({"route": {"cluster": "c", "hash_policy": policies}})),
+            "c by hash of header x-user (terminal), cookie id, source ip, query parameter q"
+        );
         assert_eq!(path(&json!({"path_separated_prefix": "/p"})), "PathPrefix:/p");
         assert_eq!(path(&json!({"safe_regex": {"regex": "/x.*"}})), "regex /x.*");
     }

@@ -225,7 +225,9 @@ mod tests {
     #[test]
     fn a_hash_leads_to_the_same_endpoint_and_to_another_one_when_that_was_tried() {
         use crate::cluster::ConsistentHash;
-        for hash_policy in [ConsistentHash::Ring { minimum: 64, maximum: 64 }, ConsistentHash::Maglev { table_size: 61 }] {
+        for hash_policy in
+            [ConsistentHash::Ring { minimum: 64, maximum: 64 }, ConsistentHash::Maglev { table_size: 61 }]
+        {
             let policy = LbPolicy::Consistent(hash_policy);
             let set = EndpointSet::balanced(members(&[1, 2, 1]), 0, policy);
             let choose = |hash, random, tried: &[EndpointAddr]| {

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use super::listener::WeightedCluster;
 use super::route::Regex;
-use super::{OrText, RedirectStatus, RetryConditions};
+use super::{FromText, OrText, RedirectStatus, RetryConditions};
 use crate::config::record::{choice, record};
+use crate::config::value::Value;
 use crate::http::route::AppendAction;
 
 record! {
@@ -40,6 +41,54 @@ record! {
         idle_timeout: Duration, optional("`stream_idle_timeout`");
         /// Replaces the virtual host's.
         retry_policy: RetryPolicy, optional("the virtual host's");
+        /// What of a request is hashed, so that those that are alike in it go to the same endpoint, for clusters with
+        /// `lb_policy: ring_hash` or `maglev`. What is absent is left out; the hashes of what is there are combined, in order.
+        hash_policy: Vec<HashPolicy>, default(Vec::new());
+    }
+
+    /// One thing to hash; exactly one of the first four.
+    pub struct HashPolicy("hash policy", "config.route.v3.RouteAction.HashPolicy") {
+        /// The values of this request header, in any order. `:authority`, `:path`, `:method` and `:scheme` address the request
+        /// line.
+        header: OrText<HashHeader>, optional("see the others");
+        /// This cookie's value. Short: its name.
+        cookie: OrText<HashCookie>, optional("see the others");
+        /// The client's address.
+        connection_properties: ConnectionProperties, optional("see the others");
+        /// The first value of this query parameter, as it is written.
+        query_parameter: OrText<HashQueryParameter>, optional("see the others");
+        /// The rest of the list is left out once there is a hash.
+        terminal: bool, default(false);
+    }
+
+    /// A header that is hashed. Short: its name alone, as text.
+    pub struct HashHeader("hash header", "config.route.v3.RouteAction.HashPolicy.Header") {
+        /// Its name.
+        header_name: String, required, alias("name");
+    }
+
+    /// A cookie that is hashed. Short: its name alone, as text.
+    pub struct HashCookie("hash cookie", "config.route.v3.RouteAction.HashPolicy.Cookie") {
+        /// Its name.
+        name: String, required;
+        /// A request without it gets one, by `set-cookie` in the response, that lasts so long, in whole seconds; `0s`: as long
+        /// as the client likes.
+        ttl: Duration, optional("none is made");
+        /// The path of the cookie that is made.
+        path: String, default(String::new());
+    }
+
+    /// What of the connection is hashed.
+    pub struct ConnectionProperties("connection properties", "config.route.v3.RouteAction.HashPolicy.ConnectionProperties") {
+        /// The client's address, without its port: the last in x-forwarded-for if there is one and `use_remote_address` is not
+        /// set, else that of the connection; what comes from a pod has the pod's own address.
+        source_ip: bool, default(false);
+    }
+
+    /// A query parameter that is hashed. Short: its name alone, as text.
+    pub struct HashQueryParameter("hash query parameter", "config.route.v3.RouteAction.HashPolicy.QueryParameter") {
+        /// Its name.
+        name: String, required;
     }
 
     /// Replaces every match of a regular expression.
@@ -120,6 +169,24 @@ record! {
         key: String, required, alias("name");
         /// Its value.
         value: String, default(String::new());
+    }
+}
+
+impl FromText for HashHeader {
+    fn from_text(text: &str) -> Self {
+        Self { header_name: text.to_owned() }
+    }
+}
+
+impl FromText for HashCookie {
+    fn from_text(text: &str) -> Self {
+        Self { name: text.to_owned(), ..Self::placeholder() }
+    }
+}
+
+impl FromText for HashQueryParameter {
+    fn from_text(text: &str) -> Self {
+        Self { name: text.to_owned() }
     }
 }
 

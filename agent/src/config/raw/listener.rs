@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::Flag;
 use super::http::Http;
 use crate::config::record::{choice, record};
 use crate::listener::chain::{SourceType, TransportProtocol};
@@ -95,6 +96,15 @@ record! {
         max_connect_attempts: u32, default(1);
         /// Closes a connection that lasted so long (flag DT).
         max_downstream_connection_duration: Duration, optional("no limit");
+        /// What of a connection is hashed, at most one thing, so that those that are alike in it go to the same endpoint, for
+        /// clusters with `lb_policy: ring_hash` or `maglev`.
+        hash_policy: Vec<TcpHashPolicy>, default(Vec::new());
+    }
+
+    /// What of a connection is hashed.
+    pub struct TcpHashPolicy("tcp hash policy", "type.v3.HashPolicy") {
+        /// The client's address, without its port; what comes from a pod has the pod's own address.
+        source_ip: Flag, required;
     }
 
     /// A cluster and its share.

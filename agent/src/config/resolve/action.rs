@@ -7,7 +7,7 @@ use http::uri::{Authority, Scheme};
 use http::{HeaderValue, StatusCode};
 
 use super::matches::regex_message;
-use super::{Resolver, headers, limit};
+use super::{Resolver, hash_policy, headers, limit};
 use crate::cluster::ClusterSpecifier;
 use crate::config::diagnostic::Path;
 use crate::config::raw::action as raw;
@@ -41,6 +41,7 @@ pub fn forward(
             None
         }
     };
+    let hash_policy = hash_policy::http(resolver, &raw.hash_policy, &path.field("hash_policy"));
     Some(RouteAction {
         cluster: cluster?,
         cluster_not_found_response_code: not_found?,
@@ -50,6 +51,7 @@ pub fn forward(
         timeout: limit(raw.timeout),
         idle_timeout: raw.idle_timeout.map(limit),
         retry_policy: retry_policy?.map(Arc::new),
+        hash_policy: hash_policy?,
     })
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Resolver, http, limit, receivers};
+use super::{Resolver, hash_policy, http, limit, receivers};
 use crate::config::diagnostic::Path;
 use crate::config::raw::{Config, listener as raw};
 use crate::dispatch::qualify;
@@ -276,11 +276,13 @@ fn tcp_proxy(resolver: &mut Resolver<'_>, raw: &raw::TcpProxy, path: &Path<'_>) 
     let longest = resolver.maybe(raw.max_downstream_connection_duration.as_ref(), &longest, |resolver, raw, path| {
         resolver.positive(path, *raw)
     });
+    let hash_policy = hash_policy::tcp(resolver, &raw.hash_policy, &path.field("hash_policy"));
     one?;
     Some(TcpProxy {
         cluster: cluster??,
         idle_timeout: limit(raw.idle_timeout),
         max_connect_attempts: attempts?,
         max_downstream_connection_duration: longest?,
+        hash_policy: hash_policy?,
     })
 }

@@ -8,6 +8,7 @@
 mod action;
 mod cluster;
 mod dns;
+mod hash_policy;
 mod headers;
 mod http;
 mod intercept;

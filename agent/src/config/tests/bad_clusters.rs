@@ -61,27 +61,31 @@ fn tables_of_hashes_have_sizes_that_envoy_would_take() {
         (
             &cluster("lb_policy: ring_hash, ring_hash_lb_config: {minimum_ring_size: 8388609}, maglev_lb_config: {}"),
             &[
-                "1:91: clusters[0].ring_hash_lb_config.minimum_ring_size: must be 1 to 8388608, found 8388609",
-                "1:121: clusters[0].maglev_lb_config: `maglev_lb_config` has a meaning for `lb_policy: maglev` only",
+                "1:111: clusters[0].ring_hash_lb_config.minimum_ring_size: must be 1 to 8388608, found 8388609",
+                "1:139: clusters[0].maglev_lb_config: `maglev_lb_config` has a meaning for `lb_policy: maglev` only",
             ],
         ),
         (
             &cluster("lb_policy: ring_hash, ring_hash_lb_config: {maximum_ring_size: 512}"),
             &[
-                "1:70: clusters[0].ring_hash_lb_config: `minimum_ring_size` (1024) must not be above `maximum_ring_size` (512)",
+                "1:91: clusters[0].ring_hash_lb_config: `minimum_ring_size` (1024) must not be above `maximum_ring_size` (512)",
             ],
         ),
         (
             &cluster("lb_policy: MAGLEV, maglev_lb_config: {table_size: 65536}"),
-            &["1:85: clusters[0].maglev_lb_config.table_size: must be a prime number, found 65536: the next one is 65537"],
+            &[
+                "1:98: clusters[0].maglev_lb_config.table_size: must be a prime number, found 65536: the next one is 65537",
+            ],
         ),
         (
             &cluster("lb_policy: maglev, maglev_lb_config: {table_size: 5000012}"),
-            &["1:85: clusters[0].maglev_lb_config.table_size: must be 2 to 5000011, found 5000012"],
+            &["1:98: clusters[0].maglev_lb_config.table_size: must be 2 to 5000011, found 5000012"],
         ),
         (
             &cluster("ring_hash_lb_config: {}"),
-            &["1:48: clusters[0].ring_hash_lb_config: `ring_hash_lb_config` has a meaning for `lb_policy: ring_hash` only"],
+            &[
+                "1:69: clusters[0].ring_hash_lb_config: `ring_hash_lb_config` has a meaning for `lb_policy: ring_hash` only",
+            ],
         ),
     ]);
 }

@@ -353,3 +353,51 @@ fn rows_that_are_probably_not_meant_so_are_warned_about() {
         assert_eq!(warning(text), [expected], "{text}");
     }
 }
+
+#[test]
+fn hash_policies_that_hash_nothing_are_refused() {
+    let route = |policy: &str| format!("{{match: {{prefix: /}}, route: {{cluster: c, hash_policy: [{policy}]}}}}");
+    check_rows(&[
+        (
+            &route("{terminal: true}, {header: a, cookie: b}"),
+            &[
+                (
+                    64,
+                    ".route.hash_policy[0]: one of `header`, `cookie`, `connection_properties`, `query_parameter` is missing",
+                ),
+                (82, ".route.hash_policy[1]: `header` and `cookie` exclude each other: keep one of them"),
+            ],
+        ),
+        (
+            &route(
+                "{header: a b}, {cookie: {name: a=b, ttl: 1s, path: a;b}}, {connection_properties: {}}, {query_parameter: ''}",
+            ),
+            &[
+                (73, ".route.hash_policy[0].header: `a b` is no header name"),
+                (88, ".route.hash_policy[1].cookie: `a=b` is no name of a cookie"),
+                (115, ".route.hash_policy[1].cookie.path: \"a;b\" holds characters that the path of a cookie cannot"),
+                (
+                    146,
+                    ".route.hash_policy[2].connection_properties: `source_ip: true` is all that there is to hash of a connection",
+                ),
+                (169, ".route.hash_policy[3].query_parameter: a query parameter needs a name"),
+            ],
+        ),
+    ]);
+    let of_tcp = |policy: &str| {
+        format!(
+            "listeners: [{{name: l, address: 127.0.0.1:1, default_filter_chain: {{tcp_proxy: {{cluster: c, hash_policy: [{policy}]}}}}}}]\nclusters: [{{name: c, endpoints: [127.0.0.1:1]}}]\n"
+        )
+    };
+    let at = "listeners[0].default_filter_chain.tcp_proxy.hash_policy";
+    check_errors(&[
+        (
+            &of_tcp("{source_ip: {}}, {source_ip: true}"),
+            &[&format!("1:123: {at}[1]: a TCP proxy hashes one thing: the first")],
+        ),
+        (
+            &of_tcp("{source_ip: false}"),
+            &[&format!("1:118: {at}[0].source_ip: must be true (or `{{}}`): there is nothing else to hash")],
+        ),
+    ]);
+}

@@ -311,3 +311,39 @@ fn weights_resolve() {
     let ClusterSpecifier::Weighted(weighted) = action.cluster else { panic!("weights") };
     assert_eq!(weighted.entries().iter().map(|(_, weight)| *weight).collect::<Vec<_>>(), [9, 1]);
 }
+
+#[test]
+fn hash_policies_resolve_in_their_short_and_their_long_forms() {
+    use crate::cluster::ConsistentHash;
+    use crate::http::route::hash_policy::{HashCookie, HashOn};
+    let action = forwarded(
+        "hash_policy: [{header: X-User}, {header: {header_name: ':path'}}, {cookie: {name: Id, ttl: 90s, path: /}, terminal: true}, \
+         {cookie: id}, {query_parameter: q}, {query_parameter: {name: Q}}, {connection_properties: {source_ip: true}}]",
+    );
+    let cookie =
+        |name: &str, ttl, path: &str| HashOn::Cookie(HashCookie { name: name.to_owned(), ttl, path: path.to_owned() });
+    let expected = [
+        (HashOn::Header("x-user".to_owned()), false),
+        (HashOn::Header(":path".to_owned()), false),
+        (cookie("Id", Some(Duration::from_secs(90)), "/"), true),
+        (cookie("id", None, ""), false),
+        (HashOn::QueryParameter("q".to_owned()), false),
+        (HashOn::QueryParameter("Q".to_owned()), false),
+        (HashOn::SourceIp, false),
+    ];
+    let found: Vec<_> = action.hash_policy.0.into_iter().map(|rule| (rule.on, rule.terminal)).collect();
+    assert_eq!(found, expected);
+
+    let snapshot = snapshot(
+        "clusters:\n  - {name: a, lb_policy: ring_hash, endpoints: [127.0.0.1:1]}\n  - {name: b, lb_policy: RING_HASH, ring_hash_lb_config: {minimum_ring_size: 5, maximum_ring_size: 9}, endpoints: [127.0.0.1:1]}\n  - {name: c, lb_policy: maglev, endpoints: [127.0.0.1:1]}\n  - {name: d, lb_policy: MAGLEV, maglev_lb_config: {table_size: 7}, endpoints: [127.0.0.1:1]}\n",
+    );
+    for (name, policy) in [
+        ("a", ConsistentHash::Ring { minimum: 1024, maximum: 8_388_608 }),
+        ("b", ConsistentHash::Ring { minimum: 5, maximum: 9 }),
+        ("c", ConsistentHash::Maglev { table_size: 65_537 }),
+        ("d", ConsistentHash::Maglev { table_size: 7 }),
+    ] {
+        assert_eq!(snapshot.clusters[name].lb_policy, LbPolicy::Consistent(policy), "{name}");
+        assert!(snapshot.clusters[name].endpoints.load().table().is_some());
+    }
+}

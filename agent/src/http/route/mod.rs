@@ -6,6 +6,7 @@
 pub mod decide;
 #[cfg(test)]
 pub(crate) mod fixture;
+pub mod hash_policy;
 pub mod matching;
 pub mod mismatch;
 mod mutate;
@@ -27,6 +28,8 @@ use regex::Regex;
 use crate::cluster::ClusterSpecifier;
 use crate::telemetry::stats::RouteStats;
 use crate::workload::WorkloadMatch;
+
+use hash_policy::HashPolicy;
 
 /// Envoy's `RouteConfiguration`.
 #[derive(Debug)]
@@ -269,6 +272,8 @@ pub struct RouteAction {
     pub idle_timeout: Option<Option<Duration>>,
     /// Replaces (does not merge with) the virtual host's.
     pub retry_policy: Option<Arc<RetryPolicy>>,
+    /// What ties requests to endpoints, for clusters that balance by hash.
+    pub hash_policy: HashPolicy,
 }
 
 /// How the path is rewritten; the query is kept.

@@ -166,6 +166,7 @@ fn forwarding(host_rewrite: Option<HostRewrite>, path_rewrite: Option<PathRewrit
         timeout: None,
         idle_timeout: None,
         retry_policy: None,
+        hash_policy: HashPolicy::default(),
     };
     let mut rows = rows(vec![prefix("/old")]);
     rows[0].action = Action::Route(Box::new(action));

@@ -14,6 +14,7 @@ fn chain(index: usize, matches: ChainMatch) -> Arc<FilterChain> {
         idle_timeout: None,
         max_connect_attempts: 1,
         max_downstream_connection_duration: None,
+        hash_policy: None,
     });
     Arc::new(FilterChain { name: None, index: Some(index), matches, filter })
 }

@@ -2,10 +2,8 @@
 //! (Eisenbud and others, "Maglev", NSDI 2016, section 3.4). Shares are met almost exactly; an endpoint that goes moves a
 //! few of the others' hashes too.
 
-use twox_hash::XxHash64;
-
 use super::owners::Owners;
-use super::{shares, xx_hash};
+use super::{shares, xx_hash, xx_hash_seeded};
 use crate::addr::EndpointAddr;
 
 /// A table, 1 to 4 bytes a place.
@@ -56,7 +54,7 @@ pub fn fill(entries: &[(&str, f64)], size: u32) -> Vec<usize> {
             share: *share,
             due: 0.0,
             offset: xx_hash(key.as_bytes()) % size,
-            skip: XxHash64::oneshot(1, key.as_bytes()) % (size - 1).max(1) + 1,
+            skip: xx_hash_seeded(1, key.as_bytes()) % (size - 1).max(1) + 1,
             next: 0,
         })
         .collect();

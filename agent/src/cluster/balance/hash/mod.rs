@@ -8,6 +8,9 @@ pub mod maglev;
 mod owners;
 mod ring;
 
+use std::io::Write as _;
+use std::net::IpAddr;
+
 use twox_hash::XxHash64;
 
 use crate::addr::EndpointAddr;
@@ -19,7 +22,22 @@ use ring::Ring;
 
 /// XX_HASH of `bytes`, 64 bits, seed 0: what Envoy hashes with throughout.
 pub fn xx_hash(bytes: &[u8]) -> u64 {
-    XxHash64::oneshot(0, bytes)
+    xx_hash_seeded(0, bytes)
+}
+
+/// XX_HASH of `bytes` with another seed: the hash of what stands before them, where several are hashed to one.
+pub fn xx_hash_seeded(seed: u64, bytes: &[u8]) -> u64 {
+    XxHash64::oneshot(seed, bytes)
+}
+
+/// The hash of a client's address, without its port.
+pub fn source_ip(ip: IpAddr) -> u64 {
+    let mut text = [0_u8; 40];
+    let mut rest = &mut text[..];
+    // The longest address has 39 characters.
+    let _ = write!(rest, "{ip}");
+    let left = rest.len();
+    xx_hash(&text[..text.len() - left])
 }
 
 /// The table of one set of endpoints. Its size depends on the policy, and not on how much traffic there is.

@@ -27,6 +27,13 @@ fn the_hash_is_xxh64() {
 }
 
 #[test]
+fn an_address_is_hashed_as_text() {
+    for text in ["10.0.0.1", "::1", "2001:db8:1111:2222:3333:4444:5555:6666", "255.255.255.255"] {
+        assert_eq!(source_ip(text.parse().expect("an address")), xx_hash(text.as_bytes()));
+    }
+}
+
+#[test]
 fn a_ring_has_as_many_places_as_give_the_lightest_a_whole_number() {
     for (weights, minimum, maximum, places) in [
         (&[1, 1, 1][..], 1024, RING_SIZE_MAX, vec![342, 342, 342]),
@@ -136,8 +143,8 @@ proptest! {
         let after = led(&Table::new(policy, &rest), &rest, hashes(2_000));
         let own = address(gone as u16).port();
         let moved = before.iter().zip(&after).filter(|(before, after)| before != after && **before != own).count();
-        // A modulo would move most of them; Maglev's paper finds a few per cent.
-        prop_assert!(moved <= 300, "{moved} of 2000 moved that need not, {weights:?} without {gone}");
+        // A modulo would move most of them. On a ring, other weights mean another number of places for each.
+        prop_assert!(moved <= if policy == RING { 600 } else { 300 }, "{moved} of 2000 moved that need not, {weights:?} without {gone}");
     }
 
     #[test]
