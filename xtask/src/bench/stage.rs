@@ -33,6 +33,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(5);
 
 /// Short-lived connections by the ten thousand leave ports in TIME_WAIT: more ports, and they are used again, and those of
 /// one system must not make connections dear for the next. Where the kernel tracks connections, its entries go as soon.
+/// Reno, which every namespace may use: with BBR, which some machines have for their default, bytes over loopback wait for
+/// timers, and half of the time is TCP's own.
 const SETTINGS: &str = "
 set -e
 ip link set lo up
@@ -42,6 +44,7 @@ echo '1024 65000' >ipv4/ip_local_port_range
 echo '7000-9200' >ipv4/ip_local_reserved_ports
 echo 1 >ipv4/tcp_tw_reuse
 echo 2000 >ipv4/tcp_max_tw_buckets
+echo reno >ipv4/tcp_congestion_control
 ";
 const NAT: &str = "
 set -e
