@@ -125,6 +125,27 @@ fn what_comes_in_large_and_small_pieces_in_turn_stays_in_order() {
 }
 
 #[test]
+fn a_little_behind_a_burst_arrives_although_nothing_follows_it() {
+    let _alone = alone();
+    let (agent, mut client, mut server) = both(Site::to(&[]));
+    server.set_read_timeout(Some(WAIT)).expect("timeout");
+    let burst = noise(6, 24 * MIB);
+    let mut all = 0;
+    for (pause_us, bytes) in [(0, 1), (300, 100), (3_000, 5_000), (0, 100_000)] {
+        let (mut sender, to_send) = (client.try_clone().expect("handle"), burst.clone());
+        let sending = std::thread::spawn(move || sender.write_all(&to_send));
+        assert_same("a burst", &read_exactly(&mut server, burst.len()), &burst);
+        sending.join().expect("thread").expect("sent");
+        std::thread::sleep(Duration::from_micros(pause_us));
+        client.write_all(&burst[..bytes]).expect("sent");
+        assert_same("a little", &read_exactly(&mut server, bytes), &burst[..bytes]);
+        all += (burst.len() + bytes) as u64;
+    }
+    drop((client, server));
+    assert_eq!(agent.records.only().bytes_received, all);
+}
+
+#[test]
 fn a_receiver_that_stands_still_costs_no_time_and_loses_nothing() {
     let _alone = alone();
     let (agent, mut client, server) = both(Site::to(&[]));

@@ -1,5 +1,5 @@
-//! The agent's side of the shared types: permission to read them out of maps as bytes, and the one socket option that
-//! no safe wrapper offers.
+//! The agent's side of the shared types: permission to read them out of maps as bytes, and the two socket options
+//! that no safe wrapper offers.
 
 use std::{io, os::fd::AsRawFd};
 
@@ -62,6 +62,21 @@ macro_rules! from_bytes {
 }
 
 from_bytes!(RawEvent, SocketState, ConnectionEvent);
+
+/// From how many bytes on `socket` is ready to be read from: `SO_RCVLOWAT`, Linux 4.18 for TCP. An end, an error, and a
+/// receive window that is nearly full make it ready before.
+///
+/// # Errors
+/// That of `setsockopt(2)`.
+pub fn set_receive_low_water(socket: &impl AsRawFd, bytes: usize) -> io::Result<()> {
+    let bytes = libc::c_int::try_from(bytes).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: the kernel reads the size of `bytes`, which outlives the call.
+    let status = unsafe {
+        let len = size_of::<libc::c_int>() as libc::socklen_t;
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVLOWAT, (&raw const bytes).cast(), len)
+    };
+    if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
 
 /// The cookie of the network namespace a socket lives in: `SO_NETNS_COOKIE`, Linux 5.14.
 ///

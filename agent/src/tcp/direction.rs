@@ -10,14 +10,19 @@ use std::io;
 use rustix::net::{SendFlags, send};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
+use waylay_common::user::set_receive_low_water;
 
 use super::exhausted;
+use super::low_water::{self, LowWater};
 use super::pipes::Pipe;
 use crate::worker::Worker;
 
-/// Buffers moved before other connections of the worker get their turn: 256 KiB of copies or 1 MiB of splices, some tens
-/// of microseconds.
+/// Buffers moved before other connections of the worker get their turn.
 const MOVES_PER_TURN: usize = 4;
+
+/// Nor more bytes than these are read in one turn: some hundred microseconds.
+const BYTES_PER_TURN: u64 = 1024 * 1024;
 
 /// What one read has to bring to count as large.
 const LARGE_BYTES: usize = 32 * 1024;
@@ -37,6 +42,7 @@ pub struct Direction {
     pub written: u64,
     held: Held,
     large_reads: u8,
+    low_water: LowWater,
     done: bool,
     /// The kernel cannot splice one of its sockets.
     only_copies: bool,
@@ -117,6 +123,19 @@ impl Direction {
         !matches!(self.held, Held::Nothing)
     }
 
+    /// Until when it waits for the sender with the mark up; then [`Self::ask_for_rest`] is called.
+    pub fn waits_until(&self) -> Option<Instant> {
+        self.low_water.due().filter(|_| self.reads())
+    }
+
+    /// If it waited until then, whatever is there makes the sender's socket ready.
+    pub fn ask_for_rest(&mut self, sender: &TcpStream, now: Instant) {
+        if self.reads() && self.low_water.falls(now) {
+            // The kernel looks at once whether the socket is ready by the new mark.
+            set_low_water(sender, 1);
+        }
+    }
+
     /// Moves what can be moved without waiting, within bounds.
     ///
     /// # Errors
@@ -128,9 +147,16 @@ impl Direction {
         worker: &Worker,
         announced: Announced,
     ) -> Result<Turn, Broken> {
-        for _ in 0..MOVES_PER_TURN {
+        let waited_for_receiver = self.holds();
+        for nth in 0..MOVES_PER_TURN {
+            if self.read >= BYTES_PER_TURN {
+                break;
+            }
             if !self.flush(receiver, worker)? || self.done {
                 return Ok(Turn::Waits);
+            }
+            if nth == 0 && waited_for_receiver {
+                self.low_water.caught_up(Instant::now());
             }
             let step = if self.large_reads >= LARGE_READS && !self.only_copies {
                 self.splice(sender, worker)
@@ -192,7 +218,10 @@ impl Direction {
             }
             Ok(bytes) => {
                 self.read += bytes as u64;
-                if bytes < SMALL_BYTES {
+                if self.low_water.spliced(bytes, Instant::now()) {
+                    set_low_water(sender, low_water::BYTES);
+                }
+                if bytes < SMALL_BYTES && self.low_water.due().is_none() {
                     self.large_reads = 0;
                 }
                 self.held = Held::Piped { pipe, bytes };
@@ -242,6 +271,13 @@ impl Direction {
             worker.pipes.give_back(pipe);
         }
         Ok(true)
+    }
+}
+
+/// Nobody is told of a failure: the mark saves work, or stands where it stood.
+fn set_low_water(sender: &TcpStream, bytes: usize) {
+    if let Err(error) = set_receive_low_water(sender, bytes) {
+        tracing::debug!(%error, "the mark of a socket that is read from stays where it is");
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod direction;
 pub mod early;
+mod low_water;
 pub mod pipes;
 pub mod proxy;
 pub mod pump;

@@ -129,7 +129,9 @@ impl<A: FnMut(Moved)> Pump<'_, A> {
                 tokio::task::yield_now().await;
                 continue;
             }
-            let next = [limits.idle.map(|idle| last_move + idle), limits.deadline].into_iter().flatten().min();
+            let idle_at = limits.idle.map(|idle| last_move + idle);
+            let wanted = [idle_at, limits.deadline, self.up.waits_until(), self.down.waits_until()];
+            let next = wanted.into_iter().flatten().min();
             let ready = {
                 let mut ready = pin!(self.ready());
                 poll_fn(|cx| match (ready.as_mut().poll(cx), next) {
@@ -142,8 +144,18 @@ impl<A: FnMut(Moved)> Pump<'_, A> {
             match ready {
                 Some(Ok(announced)) => self.announced = announced,
                 Some(Err(end)) => return end,
-                None if limits.deadline.is_some_and(|deadline| deadline <= Instant::now()) => return End::Deadline,
-                None => return End::Idle,
+                None => {
+                    let now = Instant::now();
+                    let has_passed = |moment: Option<Instant>| moment.is_some_and(|moment| moment <= now);
+                    if has_passed(limits.deadline) {
+                        return End::Deadline;
+                    }
+                    if has_passed(idle_at) {
+                        return End::Idle;
+                    }
+                    self.up.ask_for_rest(self.client, now);
+                    self.down.ask_for_rest(self.endpoint, now);
+                }
             }
         }
     }
