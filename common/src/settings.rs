@@ -148,6 +148,8 @@ pub mod dispatching {
     pub const ADDRESSES: u64 = 1;
     /// Some wildcard addresses.
     pub const WILDCARDS: u64 = 1 << 1;
+    /// Of some of them the client is asked for ([`crate::dispatch::Draw::Hashed`]).
+    pub const HASHED: u64 = 1 << 2;
 }
 
 /// Key of the exempt map: an address that is never redirected, within one network namespace.

@@ -190,7 +190,8 @@ fn carry_out(
 ) -> Counter {
     match verdict {
         Verdict::Redirect { to, counter } => {
-            let Way { to, dispatched, counter } = dispatch::way(&destination, sockets, family, (to, counter));
+            let Way { to, dispatched, counter } =
+                dispatch::way(&destination, (sockets, netns_cookie), family, (to, counter));
             let origin = Origin::new(sockets::caller(netns_cookie, now_ns), destination);
             let fits = dispatched.target == 0 && !remembered && settings.has_cells();
             if !remember(addr, sockets, &origin, dispatched, fits) {

@@ -13,7 +13,7 @@ use aya_ebpf::{
 use waylay_common::{
     addr::Endpoint,
     counter::Counter,
-    dispatch::{Choice, Dispatched, Draw, Slot},
+    dispatch::{Choice, Dispatched, Draw, Slot, client_hash},
     limits,
     settings::{Switch, dispatching},
 };
@@ -52,10 +52,15 @@ pub struct Way {
 
 /// The way of a connection to `destination`; to `agent`, counted as `redirected`, unless the kernel dispatches it.
 #[inline(always)]
-pub fn way(destination: &Endpoint, sockets: Sockets, family: Family, (agent, redirected): (Endpoint, Counter)) -> Way {
+pub fn way(
+    destination: &Endpoint,
+    (sockets, netns_cookie): (Sockets, u64),
+    family: Family,
+    (agent, redirected): (Endpoint, Counter),
+) -> Way {
     let kinds = hook::switch(Switch::Dispatching);
     if kinds != 0
-        && let Some(slot) = WAYLAY_SLOTS.get(slot(destination, kinds))
+        && let Some(slot) = WAYLAY_SLOTS.get(slot(destination, kinds, client(kinds, sockets, netns_cookie, family)))
         && slot.target != 0
         && let Some((to, counter)) = endpoint(*slot, *destination, family)
     {
@@ -86,10 +91,19 @@ fn endpoint(slot: Slot, destination: Endpoint, family: Family) -> Option<(Endpoi
     Some((slot.endpoint, counter))
 }
 
-/// The slot that is drawn for `destination`, with the kinds of rows that there are ([`dispatching`]); beyond the last one when the agent serves it. A function of its own, so that
-/// the verifier does not walk it for each way to get here.
+/// What a client is known by, where it is asked for.
+#[inline(always)]
+fn client(kinds: u64, sockets: Sockets, netns_cookie: u64, family: Family) -> u32 {
+    if kinds & dispatching::HASHED == 0 {
+        return 0;
+    }
+    client_hash(sockets.bound(family), netns_cookie)
+}
+
+/// The slot that is drawn for `destination` and `client`, with the kinds of rows that there are ([`dispatching`]); beyond the
+/// last one when the agent serves it. A function of its own, so that the verifier does not walk it for each way to get here.
 #[inline(never)]
-fn slot(destination: &Endpoint, kinds: u64) -> u32 {
+fn slot(destination: &Endpoint, kinds: u64, client: u32) -> u32 {
     let mut entry = None;
     if kinds & dispatching::ADDRESSES != 0 {
         // SAFETY: copied at once.
@@ -107,6 +121,7 @@ fn slot(destination: &Endpoint, kinds: u64) -> u32 {
     let number = match choice.draw {
         Draw::Agent => return u32::MAX,
         Draw::InTurn => turn(entry),
+        Draw::Hashed => client,
         // SAFETY: no arguments, no preconditions.
         Draw::Random => unsafe { bpf_get_prandom_u32() },
     };

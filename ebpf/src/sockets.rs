@@ -12,9 +12,16 @@ use aya_ebpf::{
         },
     },
 };
-use waylay_common::flow::{ProcessStamp, SocketState};
+use waylay_common::{
+    addr::Ip,
+    flow::{ProcessStamp, SocketState},
+};
 
-use crate::maps::{WAYLAY_SETTINGS, WAYLAY_SOCKETS};
+use crate::{
+    connect::Family,
+    hook::read,
+    maps::{WAYLAY_SETTINGS, WAYLAY_SOCKETS},
+};
 
 /// What a cgroup hook returns for "go on". A hook that does not mean to deny returns this and nothing else.
 pub const PROCEED: i32 = 1;
@@ -69,6 +76,22 @@ impl Sockets {
     #[inline(always)]
     pub fn is_multipath(&self) -> bool {
         !self.multipath.is_null()
+    }
+
+    /// The address that the socket, which is of `family`, is bound to; unspecified where it is to none.
+    #[inline(always)]
+    pub fn bound(&self, family: Family) -> Ip {
+        let sk: *mut bpf_sock = self.sk.cast();
+        match family {
+            Family::V4 => Ip::from_v4_word(read!(sk, src_ip4)),
+            // IPv4 ones in their mapped form; what stands in `src_ip4` then means nothing.
+            Family::V6 => Ip::from_words([
+                read!(sk, src_ip6[0]),
+                read!(sk, src_ip6[1]),
+                read!(sk, src_ip6[2]),
+                read!(sk, src_ip6[3]),
+            ]),
+        }
     }
 
     /// Puts `state` on the socket, over whatever is there. False: the kernel had no memory.

@@ -11,7 +11,7 @@ pub mod connect;
 mod discover;
 pub mod endpoint;
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 mod health;
 pub mod manager;
 mod membership;

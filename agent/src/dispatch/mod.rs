@@ -2,12 +2,13 @@
 //!
 //! Before: the configuration, and the clusters' endpoints as discovery and health checks change them. After:
 //! [`crate::kernel::dispatch`], whose tables the connect hooks choose from. [`qualify`] says which listeners can be dispatched
-//! so; [`slots`] makes weights into turns; `targets` gives each listener, cluster and endpoint together a number; and
+//! so; [`slots`] makes weights into turns, and [`sticky`] into tables that hashes look into; `targets` gives each listener, cluster and endpoint together a number; and
 //! `connections` makes the records and statistics of what the kernel tells. [`Dispatcher`] joins them, on the main thread.
 
 mod connections;
 pub mod qualify;
 pub mod slots;
+pub mod sticky;
 mod targets;
 #[cfg(test)]
 mod tests;
@@ -109,14 +110,20 @@ impl Dispatcher {
         };
         let shares = self.shares(&proxy.cluster);
         let label: Arc<str> = chain.label().into();
-        let slots = slots::slots(&shares).into_iter().map(|index| {
-            let share = &shares[index];
-            match &share.way {
+        let of_shares: Vec<_> = shares
+            .iter()
+            .map(|share| match &share.way {
                 slots::Way::Nowhere => Slot::NONE,
                 way => self.targets.slot(listener, &label, &share.cluster, way),
-            }
-        });
-        Destination { address, draw: draw(&proxy.cluster), slots: slots.collect() }
+            })
+            .collect();
+        let (draw, order) = match sticky::cluster(proxy) {
+            // The last one followed: its shares are in the order of the endpoints that take traffic.
+            Some(_) => (Draw::Hashed, self.followed.sets.last().map(|(_, set)| sticky::slots(set)).unwrap_or_default()),
+            None => (draw(&proxy.cluster), slots::slots(&shares)),
+        };
+        let slots = order.into_iter().filter_map(|index| of_shares.get(index).copied()).collect();
+        Destination { address, draw, slots }
     }
 
     /// What each endpoint's share of the connections is.
@@ -154,11 +161,14 @@ fn takes_from(wildcard: SocketAddr, exact: SocketAddr) -> bool {
     wildcard.ip().is_unspecified() && wildcard.is_ipv4() == exact.is_ipv4() && wildcard.port() == exact.port()
 }
 
-/// Between weighted clusters the draw is random, as in the agent; within one, as its policy says.
+/// Between weighted clusters the draw is random, as in the agent; within one, as its policy says. One that goes by a hash has
+/// none here.
 fn draw(clusters: &ClusterSpecifier) -> Draw {
     match clusters {
-        ClusterSpecifier::Cluster(cluster) if cluster.lb_policy == LbPolicy::Random => Draw::Random,
-        ClusterSpecifier::Cluster(_) => Draw::InTurn,
+        ClusterSpecifier::Cluster(cluster) => match cluster.lb_policy {
+            LbPolicy::Random | LbPolicy::Consistent(_) => Draw::Random,
+            LbPolicy::RoundRobin | LbPolicy::LeastRequest => Draw::InTurn,
+        },
         ClusterSpecifier::Weighted(_) | ClusterSpecifier::Header(_) => Draw::Random,
     }
 }

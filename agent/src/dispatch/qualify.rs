@@ -81,6 +81,10 @@ fn of_proxy(proxy: &TcpProxy, obstacles: &mut Vec<String>) {
             for (cluster, _) in weighted.entries() {
                 of_cluster(cluster, obstacles);
             }
+            if proxy.hash_policy.is_some() && weighted.entries().iter().any(|(cluster, _)| cluster.lb_policy.hashes()) {
+                let why = "the kernel draws once, and here the cluster is drawn before the endpoint";
+                obstacles.push(format!("`hash_policy` stands beside `weighted_clusters`: {why}"));
+            }
         }
         ClusterSpecifier::Header(_) => {
             obstacles.push("the cluster is named by a header, and bytes have none".to_owned())
@@ -91,7 +95,7 @@ fn of_proxy(proxy: &TcpProxy, obstacles: &mut Vec<String>) {
 fn of_cluster(cluster: &Cluster, obstacles: &mut Vec<String>) {
     let name = &cluster.name;
     if cluster.lb_policy == LbPolicy::LeastRequest {
-        let why = "the kernel does not compare how busy endpoints are: use round_robin or random";
+        let why = "the kernel does not compare how busy endpoints are: use another";
         obstacles.push(format!("`lb_policy` of cluster '{name}' is least_request: {why}"));
     }
     if cluster.circuit_breakers.max_connections != CircuitBreakers::default().max_connections {

@@ -51,7 +51,15 @@ fn a_listener_that_the_kernel_cannot_dispatch_is_refused_with_all_that_stands_in
             "default_filter_chain: {tcp_proxy: {cluster: d}}".to_owned(),
             "  - {name: d, lb_policy: least_request, endpoints: [127.0.0.1:3]}\n",
             "`lb_policy` of cluster 'd' is least_request: the kernel does not compare how busy endpoints are: use \
-             round_robin or random",
+             another",
+        ),
+        (
+            "default_filter_chain: {tcp_proxy: {weighted_clusters: [{name: c, weight: 1}, {name: d, weight: 1}], \
+             hash_policy: [{source_ip: {}}]}}"
+                .to_owned(),
+            "  - {name: d, lb_policy: maglev, endpoints: [127.0.0.1:3]}\n",
+            "`hash_policy` stands beside `weighted_clusters`: the kernel draws once, and here the cluster is drawn before the \
+             endpoint",
         ),
         (
             "default_filter_chain: {tcp_proxy: {weighted_clusters: [{name: c, weight: 1}, {name: d, weight: 1}]}}"
@@ -114,4 +122,27 @@ fn the_kernel_knows_what_it_dispatches_and_what_a_wildcard_must_leave_to_the_age
     };
     assert_eq!(names(&kernel.snapshot), ["l 0.0.0.0:80", "exact 127.9.9.9:80"]);
     assert!(names(&loaded(TO_C, "").expect("valid").snapshot).is_empty());
+}
+
+#[test]
+fn who_is_bound_to_an_address_is_told_its_endpoint_and_who_is_not_that_it_is_always_the_same() {
+    let listener = "dispatch: kernel, default_filter_chain: {tcp_proxy: {cluster: d, hash_policy: [{source_ip: {}}]}}";
+    let cluster = "  - {name: d, lb_policy: ring_hash, endpoints: [127.0.0.1:1, 127.0.0.1:2, 127.0.0.1:3]}\n";
+    let loaded = loaded(listener, cluster).expect("valid");
+    let ask = |src: Option<&str>| {
+        let question = Question::new("http://x/".parse().expect("a URL"));
+        let src = src.and_then(|src| src.parse().ok());
+        explain(&loaded.snapshot, &Question { dst: "10.0.0.1:80".parse().ok(), src, ..question })
+    };
+    let unbound = ask(None);
+    assert_eq!((unbound.dispatch, unbound.endpoint.as_ref()), (Some("kernel"), None));
+    assert!(unbound.text().contains("always the same for one network namespace"), "{}", unbound.text());
+    let set = loaded.snapshot.clusters["d"].endpoints.load_full();
+    for src in ["10.0.0.7:0", "[fd00::1]:0"] {
+        let expected = sticky::endpoint(&set, src.parse::<SocketAddr>().expect("address").ip()).expect("an endpoint");
+        let bound = ask(Some(src));
+        assert_eq!(bound.endpoint, Some(expected.address.to_string()), "{}", bound.text());
+        let said = format!("dispatched in the kernel to {}", expected.address);
+        assert!(bound.text().contains(&said), "{}", bound.text());
+    }
 }

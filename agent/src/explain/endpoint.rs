@@ -1,8 +1,11 @@
 //! The endpoint that the balancer would choose first.
 
+use std::net::SocketAddr;
+
 use crate::addr::{EndpointAddr, OrigDstAddr};
 use crate::cluster::balance::{Chance, Schedule, pick};
 use crate::cluster::{Cluster, Discovery, LbPolicy, WeightedClusters};
+use crate::dispatch::sticky;
 use crate::snapshot::Snapshot;
 
 /// An endpoint, as far as it is known before anything is sent.
@@ -75,6 +78,22 @@ fn balanced(cluster: &Cluster, chance: Chance) -> Result<Choice, String> {
         hostname: endpoint.hostname.as_ref().map(ToString::to_string),
         text: format!("{}, {how}", endpoint.address),
     })
+}
+
+/// The endpoint to which the kernel sends a client: by the address `src` that its socket is bound to, which no question can
+/// stand in for; `None` when none takes traffic.
+pub(super) fn stuck(cluster: &Cluster, src: Option<SocketAddr>) -> Option<Choice> {
+    let set = cluster.endpoints.load();
+    let of = set.usable().len();
+    let Some(src) = src else {
+        let text = format!(
+            "one of {of}, always the same for one network namespace; --src IP:PORT says which for a socket bound to an address"
+        );
+        return (of > 0).then_some(Choice { address: None, hostname: None, text });
+    };
+    let endpoint = sticky::endpoint(&set, src.ip())?;
+    let text = format!("{}, where the hash of a socket bound to {} leads among {of}", endpoint.address, src.ip());
+    Some(Choice { address: Some(endpoint.address), hostname: None, text })
 }
 
 /// A cluster in one line.

@@ -20,7 +20,7 @@ use serde::Serialize;
 
 use crate::cluster::balance::Chance;
 use crate::cluster::{Cluster, ClusterSpecifier};
-use crate::dispatch::qualify;
+use crate::dispatch::{qualify, sticky};
 use crate::listener::{Dispatch, NetworkFilter, TcpProxy};
 use crate::snapshot::Snapshot;
 use crate::telemetry::flags::ResponseFlags;
@@ -163,10 +163,15 @@ impl Explanation {
         match cluster {
             Some(cluster) => {
                 let hash = proxy.hash(arrived.client.ip(), question.source_pod.as_ref());
-                if proxy.hash_policy.is_some() {
-                    self.hashed(hash, "the client's address");
-                }
-                let choice = self.choose(snapshot, cluster, question, arrived, hash);
+                let by_kernel = arrived.listener.dispatch == Dispatch::Kernel && sticky::cluster(proxy).is_some();
+                let choice = if by_kernel {
+                    self.stuck(cluster, question)
+                } else {
+                    if proxy.hash_policy.is_some() {
+                        self.hashed(hash, "the client's address");
+                    }
+                    self.choose(snapshot, cluster, question, arrived, hash)
+                };
                 self.dispatched(arrived, choice.as_ref());
             }
             None => self.flag(ResponseFlags::NO_CLUSTER),
@@ -208,6 +213,24 @@ impl Explanation {
             None => format!("none: there is no {of}"),
         };
         self.section("hash", line)
+    }
+
+    /// The endpoint of `cluster` that the kernel's table has for the client; `None` when none takes traffic.
+    fn stuck(&mut self, cluster: &Cluster, question: &Question) -> Option<Choice> {
+        self.cluster = Some(cluster.name.to_string());
+        self.section("cluster", endpoint::described(cluster));
+        let choice = endpoint::stuck(cluster, question.src);
+        match &choice {
+            Some(choice) => {
+                self.endpoint = choice.address.map(|address| address.to_string());
+                self.section("endpoint", choice.text.clone());
+            }
+            None => {
+                self.flag(ResponseFlags::NO_HEALTHY_UPSTREAM);
+                self.section("endpoint", "none takes traffic (flag UH)");
+            }
+        }
+        choice
     }
 
     /// Goes on to an endpoint of `cluster`; `None` when there is none to be had.

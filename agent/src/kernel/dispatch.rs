@@ -21,7 +21,7 @@ use waylay_common::{
 
 use super::{Kernel, KernelError, load::Loaded, maps, ring::Unmapped};
 
-pub use waylay_common::dispatch::{ConnectionEvent, Draw, Ending, Moment, Slot, mark};
+pub use waylay_common::dispatch::{ConnectionEvent, Draw, Ending, Moment, Slot, client_hash, mark};
 
 /// Names of the maps, as the kernel shows them.
 pub mod name {
@@ -104,7 +104,9 @@ impl DispatchTable {
         let kind = |key: &Endpoint| {
             if key.ip().is_unspecified() { dispatching::WILDCARDS } else { dispatching::ADDRESSES }
         };
-        self.rows.keys().map(kind).fold(0, |kinds, kind| kinds | kind)
+        let hashed = self.rows.values().any(|row| row.destination.draw == Draw::Hashed);
+        let asked = if hashed { dispatching::HASHED } else { 0 };
+        self.rows.keys().map(kind).fold(asked, |kinds, kind| kinds | kind)
     }
 
     fn put(&mut self, destination: Destination, now: Instant) -> Result<(), KernelError> {
@@ -180,7 +182,7 @@ impl DispatchTable {
 pub struct DispatchRow {
     /// Or the wildcard address.
     pub destination: SocketAddr,
-    /// `in turn`, `random`, or `agent`: the kernel leaves it to the agent.
+    /// `in turn`, `random`, `by hash`, or `agent`: the kernel leaves it to the agent.
     pub draw: &'static str,
     /// In the order of their first turns.
     pub endpoints: Vec<DispatchEndpoint>,
@@ -223,6 +225,7 @@ pub(super) fn rows(
             Draw::Agent => "agent",
             Draw::InTurn => "in turn",
             Draw::Random => "random",
+            Draw::Hashed => "by hash",
         };
         rows.push(DispatchRow { destination: key.into(), draw, endpoints });
     }
