@@ -98,7 +98,7 @@ mod tests {
     fn each_rest_that_waited_asks_for_twice_as_many_bytes() {
         let (mut mark, now) = (LowWater::default(), Instant::now());
         for rest in 0..5 {
-            assert_eq!(until_up(&mut mark, now), Some(8 * MIB << rest));
+            assert_eq!(until_up(&mut mark, now), Some((8 * MIB) << rest));
             assert!(mark.falls(now + PATIENCE));
             assert_eq!(mark.due(), None);
             assert!(!mark.falls(now + PATIENCE), "it is down");
