@@ -172,3 +172,41 @@ fn each_pod_stays_with_an_endpoint_of_its_own() {
     assert!(records.iter().all(|record| record["dispatch"] == "kernel"), "{:#}", records[0]);
     agent.stop();
 }
+
+/// More listeners than there is room for: the last one is the agent's, until another one has gone.
+#[test]
+fn a_listener_that_found_no_room_is_dispatched_as_soon_as_there_is_some() {
+    let world = World::new();
+    let origin = world.origin("9001", "127.0.0.1:9001");
+    let config = |numbers: std::ops::RangeInclusive<u8>| {
+        let chain = "default_filter_chain: {tcp_proxy: {cluster: web, hash_policy: [{source_ip: {}}]}}";
+        let of = |number: u8| {
+            format!(
+                "  - {{name: l{number}, address: '127.77.6.{number}:8080', bind_to_port: false, dispatch: kernel, {chain}}}\n"
+            )
+        };
+        format!(
+            "intercept: {{cgroup: '@CGROUP@'}}\nlisteners:\n  - {{name: all, address: 127.0.0.1:15001, use_original_dst: true, \
+             default_filter_chain: {{tcp_proxy: {{cluster: web}}}}}}\n{}clusters: [{{name: web, lb_policy: maglev, endpoints: \
+             ['127.0.0.1:9001']}}]\n",
+            numbers.map(of).collect::<String>()
+        )
+    };
+    // 32,768 slots hold 32 slices of 1,021.
+    let agent = world.agent(&config(1..=33));
+    let asked = |last: u8, dispatch: &str, records: usize| {
+        world.python(&ask(&format!("127.77.6.{last}"), "[None]"));
+        let records = agent.wait_records("connection", records);
+        records.last().is_some_and(|record| record["dispatch"] == dispatch)
+    };
+    assert!(asked(33, "agent", 1), "there is no room for it");
+    assert!(asked(32, "kernel", 2));
+    agent.reload(&world, &config(2..=33));
+    let mut records = 2;
+    eventually("there is room for it", || {
+        records += 1;
+        asked(33, "kernel", records)
+    });
+    assert_eq!(origin.connections(), records);
+    agent.stop();
+}

@@ -15,10 +15,11 @@ mod tests;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::cluster::endpoint::EndpointSet;
 use crate::cluster::{Cluster, ClusterSpecifier, Discovery, LbPolicy};
-use crate::kernel::dispatch::{Destination, DispatchEvents, DispatchTable, Draw, Slot};
+use crate::kernel::dispatch::{Destination, DispatchEvents, DispatchTable, Draw, REST, Slot};
 use crate::listener::{Dispatch, Listener, TrafficDirection};
 use crate::snapshot::Snapshot;
 use crate::worker::Shared;
@@ -41,7 +42,13 @@ struct Followed {
     snapshot: Option<Arc<Snapshot>>,
     /// Held, so that no later set can stand at the same place.
     sets: Vec<(Arc<Cluster>, Arc<EndpointSet>)>,
+    /// When what found no room is tried again: what was given back rests, so that there may be some then, and no change of
+    /// configuration or endpoints would tell.
+    retry_at: Option<Instant>,
 }
+
+/// See [`Followed::retry_at`].
+const RETRY_AFTER: Duration = REST.saturating_add(Duration::from_secs(1));
 
 impl Followed {
     fn is_current(&self, snapshot: &Arc<Snapshot>) -> bool {
@@ -63,13 +70,14 @@ impl Dispatcher {
     }
 
     /// Brings the tables up to date, if the configuration or the endpoints have changed. What does not fit, or cannot be
-    /// written, is the agent's, and said so in the log.
+    /// written, is the agent's, is said so in the log, and is tried again after a while.
     pub fn follow(&mut self) {
         let snapshot = self.shared.snapshot.load_full();
-        if self.followed.is_current(&snapshot) {
+        let again = self.followed.is_current(&snapshot);
+        if again && self.followed.retry_at.is_none_or(|at| Instant::now() < at) {
             return;
         }
-        self.followed = Followed { snapshot: Some(snapshot.clone()), sets: Vec::new() };
+        self.followed = Followed { snapshot: Some(snapshot.clone()), ..Followed::default() };
         self.targets.begin();
         let wanted: Vec<_> =
             wanted(&snapshot).into_iter().map(|(listener, address)| self.destination(listener, address)).collect();
@@ -80,7 +88,11 @@ impl Dispatcher {
             tracing::warn!(%error, "what the kernel tells of connections with `dispatch: kernel` cannot be read");
         }
         if let Err(error) = self.table.replace(wanted) {
-            tracing::warn!(%error, "not all listeners with `dispatch: kernel` are dispatched there");
+            self.followed.retry_at = Some(Instant::now() + RETRY_AFTER);
+            match again {
+                false => tracing::warn!(%error, "not all listeners with `dispatch: kernel` are dispatched there"),
+                true => tracing::debug!(%error, "still not all listeners with `dispatch: kernel` are dispatched there"),
+            }
         }
     }
 

@@ -32,8 +32,8 @@ pub mod name {
     pub const UNTOLD: &str = "WAYLAY_UNTOLD";
 }
 
-/// A hook runs for microseconds, unless its CPU is taken away from it.
-const REST: Duration = Duration::from_secs(2);
+/// How long what was given back is not given away again. A hook runs for microseconds, unless its CPU is taken away from it.
+pub const REST: Duration = Duration::from_secs(2);
 
 pub(super) type Destinations = HashMap<MapData, Endpoint, u32>;
 pub(super) type Choices = Array<MapData, u64>;
@@ -122,18 +122,19 @@ impl DispatchTable {
             (Some(first), Ok(slots)) => Choice { first, slots, draw: destination.draw },
             _ => Choice::AGENT,
         };
+        let address = destination.address;
+        // One that did not fit is remembered as empty, and so tried again with the next call.
+        let destination = if filled.is_ok() { destination } else { Destination { slots: Vec::new(), ..destination } };
         if let Some(row) = self.rows.get_mut(&key) {
             let (number, old) = (row.number, std::mem::replace(&mut row.first, first));
-            // One that did not fit is tried again with the next change.
-            row.destination =
-                if filled.is_ok() { destination } else { Destination { slots: Vec::new(), ..destination } };
+            row.destination = destination;
             self.choose(number, choice)?;
             self.slices.rest(old, now);
             return filled;
         }
         let Some(number) = self.numbers.take() else {
             self.slices.rest(first, now);
-            return Err(KernelError::DispatchFull { destination: destination.address });
+            return Err(KernelError::DispatchFull { destination: address });
         };
         self.choose(number, choice)?;
         self.destinations
