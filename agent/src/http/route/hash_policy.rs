@@ -1,7 +1,7 @@
 //! What of a request is hashed, so that requests that are alike in it go to the same endpoint of a cluster that balances
 //! by hash.
 //!
-//! Before: the row's action. After: [`super::super::router`], which chooses an endpoint by the hash, and the response, which
+//! Before: the row's action. After: `http::router`, which chooses an endpoint by the hash, and the response, which
 //! carries the cookies that were made. The same rules as Envoy's, to the same number. Pure.
 
 use std::fmt::{self, Write as _};

@@ -1,7 +1,7 @@
 //! Where hashes lead: to endpoints that stay the same for as long as they take traffic, whoever else comes and goes.
 //!
 //! Before: [`EndpointSet`](crate::cluster::endpoint::EndpointSet), which has a [`Table`] made of those that take traffic.
-//! After: [`super::pick`](fn@super::pick), which asks it. [`ring`] and [`maglev`] are Envoy's two ways, and lead where
+//! After: [`super::pick`](fn@super::pick), which asks it. `ring` and [`maglev`] are Envoy's two ways, and lead where
 //! Envoy's lead: the same endpoints, weights and hash give the same endpoint. Pure.
 
 pub mod maglev;
