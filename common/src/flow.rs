@@ -17,6 +17,9 @@ pub enum Role {
     Inbound = 4,
     /// The application's socket; its connect was sent to an endpoint by the kernel itself.
     Dispatched = 5,
+    /// A socket of the agent on which getpeername(2) is asked once, so that the hook writes the number of the agent's process
+    /// beside it, in the first pid namespace; no connection of it is ever decided on.
+    Agent = 6,
 }
 
 impl Role {
@@ -29,6 +32,7 @@ impl Role {
             3 => Some(Self::Bypass),
             4 => Some(Self::Inbound),
             5 => Some(Self::Dispatched),
+            6 => Some(Self::Agent),
             _ => None,
         }
     }
@@ -93,6 +97,12 @@ impl SocketState {
     #[must_use]
     pub const fn inbound() -> Self {
         Self::new(Role::Inbound, Endpoint::NONE, ProcessStamp::NONE)
+    }
+
+    /// The question of the agent who it is (see [`Role::Agent`]).
+    #[must_use]
+    pub const fn agent() -> Self {
+        Self::new(Role::Agent, Endpoint::NONE, ProcessStamp::NONE)
     }
 
     /// `None`: written by something that speaks another layout.
@@ -162,10 +172,10 @@ mod tests {
 
     #[test]
     fn only_the_written_roles_are_read_back() {
-        for role in [Role::Client, Role::Accepted, Role::Bypass, Role::Inbound, Role::Dispatched] {
+        for role in [Role::Client, Role::Accepted, Role::Bypass, Role::Inbound, Role::Dispatched, Role::Agent] {
             assert_eq!(SocketState::bypass().with_role(role).role(), Some(role));
         }
         assert_eq!(Role::from_raw(0), None);
-        assert_eq!(Role::from_raw(6), None);
+        assert_eq!(Role::from_raw(7), None);
     }
 }

@@ -30,4 +30,4 @@ pub mod user;
 
 /// The layout of everything in this crate. Readers compare it with [`settings::Settings::layout`] before they decode a
 /// map; it changes whenever a shared type or the meaning of one of its fields changes.
-pub const LAYOUT: u32 = 4;
+pub const LAYOUT: u32 = 5;

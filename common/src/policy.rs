@@ -176,9 +176,28 @@ pub fn decide_with<'a>(facts: &mut Facts<'a>, complete: impl FnOnce(&mut Facts<'
     Verdict::Redirect { to, counter }
 }
 
+/// Is it the agent that connects, by the number of its process in the first pid namespace (`caller`, and what
+/// [`crate::settings::Switch::Agent`] says)? Only while the agent shows signs of life: the number of one that is gone may be
+/// anybody's. What it connects passes, like a socket that carries [`Role::Bypass`].
+#[inline(always)]
+#[must_use]
+pub fn is_agents_own(
+    (protocol, caller): (u32, u32),
+    agent: u64,
+    settings: &Settings,
+    heartbeat_age_ns: impl FnOnce() -> u64,
+) -> bool {
+    agent != 0 && caller as u64 == agent && is_tcp(protocol) && heartbeat_age_ns() <= settings.heartbeat_loss_ns
+}
+
+#[inline(always)]
+const fn is_tcp(protocol: u32) -> bool {
+    protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP
+}
+
 #[inline(always)]
 fn socket_out_of_scope(facts: &Facts<'_>) -> Option<Counter> {
-    if facts.protocol != IPPROTO_TCP && facts.protocol != IPPROTO_MPTCP {
+    if !is_tcp(facts.protocol) {
         return Some(Counter::PassedNotTcp);
     }
     if matches!(facts.role, Some(Role::Bypass | Role::Inbound)) {

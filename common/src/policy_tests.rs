@@ -56,6 +56,22 @@ fn ours<'a>(rules: &'a PortRules, settings: &'a Settings) -> Facts<'a> {
 }
 
 #[test]
+fn the_agent_is_its_process_and_only_while_it_lives() {
+    let settings = settings(OnAgentLoss::Allow);
+    let check = |protocol, caller, agent, age, expected| {
+        let own = is_agents_own((protocol, caller), agent, &settings, || age);
+        assert_eq!(own, expected, "{protocol} {caller} {agent} {age}");
+    };
+    check(6, 7, 7, 0, true);
+    check(262, 7, 7, LOSS_NS, true);
+    check(17, 7, 7, 0, false);
+    check(6, 8, 7, 0, false);
+    check(6, 7, 7, LOSS_NS + 1, false);
+    check(6, 7, 7 | 1 << 32, 0, false);
+    check(6, 0, 0, 0, false);
+}
+
+#[test]
 fn the_verdict_is_the_first_reason_that_holds() {
     use Counter::*;
     use Verdict::{Pass, Redirect, Refuse};

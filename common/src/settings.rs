@@ -136,10 +136,13 @@ pub enum Switch {
     Home = 6,
     /// [`crate::netns::NetnsEntry::bits`] of it.
     HomeEntry = 7,
+    /// The agent's process, in the first pid namespace: its connections pass ([`crate::policy::is_agents_own`]). 0: nobody's
+    /// do by that.
+    Agent = 8,
 }
 
 impl Switch {
-    pub const COUNT: u32 = 8;
+    pub const COUNT: u32 = 9;
 }
 
 /// Bits of [`Switch::Dispatching`]; none: nothing is dispatched, and nothing is looked up.

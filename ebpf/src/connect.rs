@@ -18,7 +18,7 @@ use waylay_common::{
     dispatch::Dispatched,
     event::{HookSide, RawEvent},
     flow::{Role, SocketState},
-    policy::{Facts, Verdict, decide_with},
+    policy::{Facts, Verdict, decide_with, is_agents_own},
     settings::{ExemptKey, Placement, Settings, Switch},
 };
 
@@ -52,6 +52,10 @@ pub fn run(ctx: &SockAddrContext, family: Family) -> i32 {
     let addr = ctx.sock_addr;
     // SAFETY: the helper takes this hook's context.
     let netns_cookie = unsafe { bpf_get_netns_cookie(addr.cast()) };
+    if is_agents(addr, settings) {
+        tell(addr, family, netns_cookie, Counter::PassedBypass);
+        return PROCEED;
+    }
     // Before any other question: the verifier walks the rows once for each state in which it comes to them.
     let chosen = chosen(netns_cookie);
     let sk = read!(addr, __bindgen_anon_1.sk);
@@ -64,14 +68,34 @@ pub fn run(ctx: &SockAddrContext, family: Family) -> i32 {
     let counter =
         carry_out(verdict, addr, sockets, family, destination, (netns_cookie, found.is_some(), now_ns), settings);
     hook::count(counter);
-    hook::trace(|| RawEvent {
+    hook::trace(|| event(netns_cookie, destination, counter));
+    if matches!(verdict, Verdict::Refuse(_)) { DENY } else { PROCEED }
+}
+
+/// Does the agent's own process connect?
+#[inline(always)]
+fn is_agents(addr: *mut bpf_sock_addr, settings: &Settings) -> bool {
+    is_agents_own((read!(addr, protocol), sockets::caller_pid()), hook::switch(Switch::Agent), settings, || {
+        hook::now_ns().saturating_sub(hook::switch(Switch::Heartbeat))
+    })
+}
+
+/// Counts a decision for which the destination is not asked, and tells whoever traces.
+#[inline(always)]
+fn tell(addr: *mut bpf_sock_addr, family: Family, netns_cookie: u64, counter: Counter) {
+    hook::count(counter);
+    hook::trace(|| event(netns_cookie, destination(addr, read!(addr, __bindgen_anon_1.sk), family), counter));
+}
+
+#[inline(always)]
+fn event(netns_cookie: u64, destination: Endpoint, counter: Counter) -> RawEvent {
+    RawEvent {
         process: sockets::caller(netns_cookie, hook::now_ns()),
         source: Endpoint::NONE,
         destination,
         counter: counter as u32,
         side: HookSide::Connect as u32,
-    });
-    if matches!(verdict, Verdict::Refuse(_)) { DENY } else { PROCEED }
+    }
 }
 
 /// Hooks that sit above their own cgroup also run for callers that are not in it.

@@ -1,7 +1,7 @@
 //! getpeername4 and getpeername6: the application sees the address it dialled.
 //!
 //! The same hook runs for the address that accept(2) returns, so only a client's socket gets an answer: the agent must
-//! see its true peer.
+//! see its true peer. One socket is asked for another reason: the agent learns by it which process it is itself.
 
 use aya_ebpf::{bindings::bpf_sock_addr, programs::SockAddrContext};
 use waylay_common::{addr::Endpoint, counter::Counter, flow::Role};
@@ -37,7 +37,10 @@ pub fn v6(ctx: &SockAddrContext) -> i32 {
 #[inline(always)]
 fn dialled(addr: *mut bpf_sock_addr) -> Option<Endpoint> {
     let sk = read!(addr, __bindgen_anon_1.sk);
-    if let Some(state) = sockets::socket_state(sk) {
+    if let Some(state) = sockets::socket_state_mut(sk) {
+        if state.role() == Some(Role::Agent) {
+            state.process.pid = sockets::caller_pid();
+        }
         return matches!(state.role(), Some(Role::Client | Role::Dispatched)).then_some(state.original_dst);
     }
     // Most peers are none of ours, which the port tells at once.

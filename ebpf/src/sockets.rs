@@ -183,10 +183,16 @@ pub fn caller(netns_cookie: u64, now_ns: u64) -> ProcessStamp {
         // SAFETY: no arguments; the connect hooks run in the caller's context.
         cgroup_id: unsafe { bpf_get_current_cgroup_id() },
         connect_time_ns: now_ns,
-        pid: (bpf_get_current_pid_tgid() >> 32) as u32,
+        pid: caller_pid(),
         uid: bpf_get_current_uid_gid() as u32,
         comm: comm(),
     }
+}
+
+/// The process of the calling task, in the first pid namespace.
+#[inline(always)]
+pub fn caller_pid() -> u32 {
+    (bpf_get_current_pid_tgid() >> 32) as u32
 }
 
 /// Not by aya's function: that fills the bytes with zeros first, one by one.

@@ -1,8 +1,8 @@
 //! Opens a connection to an endpoint.
 //!
 //! Before: [`super::select`]. After: the byte pumps of [`crate::tcp`] or the pools of [`crate::http`]. Every socket of
-//! the agent that connects anywhere goes through [`open`]: it carries the BYPASS stamp before its SYN leaves, or the
-//! kernel's side would hand it back to the agent.
+//! the agent that connects anywhere goes through [`open`]: before its SYN leaves the kernel's side knows it for the agent's, by
+//! the process or by a stamp, or it would hand it back to the agent.
 
 use std::io;
 use std::net::SocketAddr;
@@ -89,7 +89,7 @@ impl std::fmt::Display for Reason<'_> {
 /// A connection to an endpoint, counted as open until it is dropped.
 #[derive(Debug)]
 pub struct Upstream {
-    /// The socket: BYPASS stamped before connect, TCP_NODELAY set.
+    /// The socket: known to the kernel's side for the agent's before connect, TCP_NODELAY set.
     pub stream: TcpStream,
     /// Counts it in the cluster's and the endpoint's cx_active until dropped.
     pub open: OpenUpstream,
@@ -165,10 +165,10 @@ pub async fn connect(
 }
 
 /// Opens a socket that the kernel's side lets pass, and connects it to `address`. Without a `kernel` nothing is
-/// intercepted and nothing has to be stamped.
+/// intercepted and nothing has to be known of it.
 ///
 /// # Errors
-/// What `socket(2)` and `connect(2)` say. A stamp that fails is an error too: unstamped, the connection would come
+/// What `socket(2)` and `connect(2)` say. A stamp that is needed and fails is an error too: without it, the connection would come
 /// back to the agent.
 pub async fn open(kernel: Option<&Kernel>, behalf: &Behalf, address: SocketAddr) -> io::Result<TcpStream> {
     open_for(kernel, behalf, address, FirstWord::Unknown).await
@@ -188,7 +188,7 @@ async fn open_for(
         let _ = sockopt::set_tcp_quickack(&socket, false);
     }
     if let Some(kernel) = kernel {
-        kernel.stamp(&socket, behalf.direction).map_err(io::Error::other)?;
+        kernel.let_pass(&socket, behalf.direction).map_err(io::Error::other)?;
     }
     socket.connect(address).await
 }

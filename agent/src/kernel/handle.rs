@@ -36,6 +36,8 @@ use super::{
 pub struct Kernel {
     instance: u32,
     netns_cookie: u64,
+    /// The connect hooks know this process.
+    known: bool,
     /// Read by every accept: without a lock, as reading does not change the handle.
     sockets: Arc<maps::Sockets>,
     /// What most accepted connections bring.
@@ -61,6 +63,7 @@ impl Kernel {
         Ok(Self {
             instance,
             netns_cookie,
+            known: false,
             sockets: Arc::new(sockets()?),
             cells: Arc::new(map_cells(&loaded.map(maps::name::CELLS)?)?),
             stamps: Arc::new(Mutex::new(sockets()?)),
@@ -116,6 +119,26 @@ impl Kernel {
         let doing = "reading the original destination of an accepted connection";
         let state = maps::optional(self.sockets.get(socket, 0), doing)?;
         Ok(state.as_ref().and_then(Handover::from_state))
+    }
+
+    /// Sees to it that the hooks leave a TCP socket alone which this process connects: by [`Self::stamp`], unless they know
+    /// the process anyway ([`super::InterceptOptions::known_by_process`]) and that is enough.
+    ///
+    /// # Errors
+    /// As [`Self::stamp`].
+    pub fn let_pass(&self, socket: &impl AsRawFd, direction: TrafficDirection) -> Result<(), KernelError> {
+        if self.known && direction == TrafficDirection::Outbound {
+            return Ok(());
+        }
+        self.stamp(socket, direction)
+    }
+
+    /// From now on the connect hooks let pass what the process with this number connects, in the first pid namespace: that
+    /// of this process.
+    pub(super) fn know(&mut self, process: u32) -> Result<(), KernelError> {
+        self.set(Switch::Agent, process.into())?;
+        self.known = true;
+        Ok(())
     }
 
     /// Marks one of the agent's own sockets, before it connects, so that the hooks leave it alone: the connect hooks always,

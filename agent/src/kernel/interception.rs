@@ -30,6 +30,7 @@ use super::{
     maps,
     namespaces::{Namespaces, Wanted},
     neighbours,
+    own_process::Question,
     pins::PinDir,
     policy::{Compiled, Policy},
     processes::Chosen,
@@ -67,6 +68,9 @@ pub struct InterceptOptions {
     pub dns: bool,
     /// [`HEARTBEAT_LOSS`], but in tests that do nothing else for longer.
     pub heartbeat_loss: Duration,
+    /// What this process connects over TCP passes because of who it is, without a stamp on each socket. Not for a process that
+    /// is agent and client in one, and not with [`OnAgentLoss::Refuse`], where hooks outlive their agent.
+    pub known_by_process: bool,
 }
 
 impl InterceptOptions {
@@ -86,6 +90,7 @@ impl InterceptOptions {
             flow_entries: FLOW_ENTRIES,
             dns: false,
             heartbeat_loss: HEARTBEAT_LOSS,
+            known_by_process: false,
         }
     }
 }
@@ -142,6 +147,7 @@ impl Interception {
         chosen.replace(&options.processes, &kernel)?;
         kernel.set(Switch::Heartbeat, clock::monotonic_ns())?;
         kernel.set(Switch::Redirecting, 1)?;
+        let question = (options.known_by_process && options.on_agent_loss == OnAgentLoss::Allow).then(Question::new);
 
         let mut interception = Self {
             links: Links::attach(&mut loaded, &place.cgroup, &place.own, &order)?,
@@ -162,6 +168,11 @@ impl Interception {
             interception.links.attach_dns(&mut interception.loaded, &interception.place.cgroup, &order)?;
             // On a busy machine the verifier may have taken longer than the hooks' patience.
             interception.kernel.set(Switch::Heartbeat, clock::monotonic_ns())?;
+        }
+        if let Some(question) = question.flatten()
+            && let Some(process) = question.ask(&mut interception.loaded, &interception.place)?
+        {
+            interception.kernel.know(process)?;
         }
         interception.loaded.forget_programs();
         if options.on_agent_loss == OnAgentLoss::Refuse {

@@ -43,6 +43,7 @@ mod log;
 mod maps;
 mod namespaces;
 pub mod neighbours;
+mod own_process;
 mod pins;
 mod policies;
 pub mod policy;

@@ -27,7 +27,7 @@ use super::{
 /// A socket that the hooks or the agent have written to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SocketRow {
-    /// `client`, `accepted`, `bypass`, `inbound` or `dispatched`.
+    /// `client`, `accepted`, `bypass`, `inbound`, `dispatched` or `agent`.
     pub role: &'static str,
     pub local: SocketAddr,
     /// The true peer: for a client, the agent.
@@ -104,6 +104,7 @@ impl Listed {
             Role::Bypass => "bypass",
             Role::Inbound => "inbound",
             Role::Dispatched => "dispatched",
+            Role::Agent => "agent",
         };
         let (local, remote) = self.ends;
         Some(SocketRow {

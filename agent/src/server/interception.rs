@@ -87,6 +87,7 @@ pub fn options<'a>(
         on_agent_loss: intercept.on_agent_loss,
         handover_entries: intercept.handover_entries,
         dns,
+        known_by_process: true,
         ..InterceptOptions::new(cgroup)
     })
 }

@@ -8,6 +8,7 @@ mod inbound;
 mod life;
 mod loss;
 mod neighbours;
+mod own_process;
 mod places;
 mod pod;
 mod processes;

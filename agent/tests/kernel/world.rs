@@ -1,6 +1,7 @@
 //! A cgroup, listening sockets in the agent's place, and python clients inside the cgroup.
 
 use std::{
+    ffi::OsStr,
     fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener, TcpStream},
@@ -61,7 +62,7 @@ impl World {
     /// Moves this whole process into a cgroup beside or below that of the world; only for [`run_again_as`].
     pub fn for_an_agent_placed(placement: &str) -> Self {
         let mount = cgroup::mount_point().unwrap();
-        let (world, agent) = placement_dirs(&mount, placement, std::process::id());
+        let (world, agent) = placement_dirs(&mount, placement, &std::env::var(PLACEMENT_ID).unwrap());
         fs::create_dir(&world).unwrap();
         fs::create_dir(&agent).unwrap();
         fs::write(agent.join("cgroup.procs"), "0").unwrap();
@@ -189,22 +190,35 @@ impl Drop for World {
 
 /// Tells the test binary, run once more, where its agent shall live.
 pub const PLACEMENT: &str = "WAYLAY_TEST_PLACEMENT";
+/// Names the cgroups of that run.
+const PLACEMENT_ID: &str = "WAYLAY_TEST_PLACEMENT_ID";
 
-fn placement_dirs(mount: &Path, placement: &str, pid: u32) -> (PathBuf, PathBuf) {
-    let world = mount.join(format!("waylay-test-{pid}-{placement}"));
-    let agent = if placement == "below" { world.join("agent") } else { mount.join(format!("waylay-test-{pid}-agent")) };
+fn placement_dirs(mount: &Path, placement: &str, id: &str) -> (PathBuf, PathBuf) {
+    let world = mount.join(format!("waylay-test-{id}-{placement}"));
+    let agent = if placement == "below" { world.join("agent") } else { mount.join(format!("waylay-test-{id}-agent")) };
     (world, agent)
 }
 
 /// Runs one test of this binary in a process of its own, which may change its cgroup.
 pub fn run_again_as(test: &str, placement: &str) {
-    let mut child = Command::new(std::env::current_exe().unwrap())
+    run_again_by(&[], test, placement);
+}
+
+/// As [`run_again_as`], started by another command, whose last arguments are that process.
+pub fn run_again_by(starter: &[&str], test: &str, placement: &str) {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let id = format!("{}-again-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    let this = std::env::current_exe().unwrap();
+    let mut all = starter.iter().map(OsStr::new).chain([this.as_os_str()]);
+    let mut child = Command::new(all.next().unwrap())
+        .args(all)
         .args(["--exact", test, "--nocapture"])
         .env(PLACEMENT, placement)
+        .env(PLACEMENT_ID, &id)
         .spawn()
         .unwrap();
     let status = child.wait().unwrap();
-    let (world, agent) = placement_dirs(&cgroup::mount_point().unwrap(), placement, child.id());
+    let (world, agent) = placement_dirs(&cgroup::mount_point().unwrap(), placement, &id);
     wait_until(|| !agent.exists() || fs::remove_dir(&agent).is_ok());
     wait_until(|| !world.exists() || fs::remove_dir(&world).is_ok());
     assert!(status.success(), "{placement}");
