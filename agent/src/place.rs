@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
-use tokio::net::TcpSocket;
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::SetOnce;
 
 use crate::addr::OrigDstAddr;
@@ -86,12 +86,12 @@ impl Place {
         }
     }
 
-    /// A TCP socket in its namespace, of the family of `address`.
+    /// A non-blocking TCP socket in its namespace, of the family of `address`.
     ///
     /// # Errors
     /// The namespace cannot be entered, or there is no socket to be had.
-    pub async fn socket(&self, address: SocketAddr) -> io::Result<TcpSocket> {
-        let make = move || if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+    pub async fn socket(&self, address: SocketAddr) -> io::Result<Socket> {
+        let make = move || Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP));
         match &self.inside {
             None => make(),
             Some(_) => self.run(make).await?,

@@ -9,6 +9,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use rustix::net::sockopt;
+use socket2::Socket;
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -125,8 +127,9 @@ pub enum FirstWord {
     /// Not known: perhaps the endpoint.
     #[default]
     Unknown,
-    /// The agent, as soon as it is connected: what it has to send is there. The segment that ends the handshake is left
-    /// out, as the first bytes say the same: one packet less, and the endpoint wakes up once instead of twice.
+    /// The agent, as soon as it is connected, or else it calls [`complete_handshake`] then. The segment that ends the
+    /// handshake is left out, as the first bytes say the same: one packet less, and the endpoint wakes up once instead of
+    /// twice.
     Ours,
 }
 
@@ -181,7 +184,7 @@ async fn open_for(
     first: FirstWord,
 ) -> io::Result<TcpStream> {
     let socket = behalf.place.socket(address).await?;
-    socket.set_nodelay(true)?;
+    socket.set_tcp_nodelay(true)?;
     if first == FirstWord::Ours {
         // Before the handshake it says that the answer to the endpoint's part may wait for data (tcp(7)). The kernel goes
         // back to quick acknowledgements by itself. A kernel that does not know it only sends the packet.
@@ -190,7 +193,33 @@ async fn open_for(
     if let Some(kernel) = kernel {
         kernel.let_pass(&socket, behalf.direction).map_err(io::Error::other)?;
     }
-    socket.connect(address).await
+    connect_socket(socket, address).await
+}
+
+/// Connects a non-blocking socket.
+///
+/// # Errors
+/// What `connect(2)` says, at once or later.
+pub async fn connect_socket(socket: Socket, address: SocketAddr) -> io::Result<TcpStream> {
+    match rustix::net::connect(&socket, &address) {
+        Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let stream = TcpStream::from_std(socket.into())?;
+    let ready = stream.ready(Interest::WRITABLE | Interest::ERROR).await?;
+    // A connect that failed leaves a socket that is in error and closed; only then there is an error to ask for.
+    if (ready.is_error() || ready.is_write_closed())
+        && let Some(error) = stream.take_error()?
+    {
+        return Err(error);
+    }
+    Ok(stream)
+}
+
+/// The part of the handshake that [`FirstWord::Ours`] left out, when it turns out that there is nothing to send yet.
+pub fn complete_handshake(stream: &TcpStream) {
+    // A kernel that does not know it has not left anything out.
+    let _ = sockopt::set_tcp_quickack(stream, true);
 }
 
 #[cfg(test)]
@@ -228,6 +257,16 @@ mod tests {
             assert_eq!((counts.upstream_cx_total.value(), of_endpoint.cx_total.value()), (1, 1));
             assert_eq!(counts.upstream_cx_connect_time.value().count, 1);
         }
+    }
+
+    #[tokio::test]
+    async fn the_end_of_the_handshake_is_there_when_it_is_said_that_there_is_nothing_to_send() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+        listener.set_nonblocking(true).expect("option");
+        let address = listener.local_addr().expect("address");
+        let stream = open_for(None, &Behalf::agent(), address, FirstWord::Ours).await.expect("connection");
+        complete_handshake(&stream);
+        listener.accept().expect("a connection that is complete");
     }
 
     #[tokio::test]

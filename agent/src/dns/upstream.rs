@@ -16,6 +16,7 @@ use tokio::net::UdpSocket;
 use tokio::time::{Instant, timeout_at};
 
 use super::wire::{self, Query};
+use crate::cluster::connect::connect_socket;
 use crate::kernel::Kernel;
 use crate::listener::TrafficDirection;
 use crate::place::Place;
@@ -105,7 +106,7 @@ impl Asking<'_> {
     async fn over_tcp(&self, query: &Query, id: u16, bytes: &[u8], resolver: SocketAddr) -> io::Result<Vec<u8>> {
         let socket = self.place.socket(resolver).await?;
         self.stamp(&socket)?;
-        let mut stream = socket.connect(resolver).await?;
+        let mut stream = connect_socket(socket, resolver).await?;
         let len = u16::try_from(bytes.len()).map_err(io::Error::other)?;
         stream.write_all(&[&len.to_be_bytes(), bytes].concat()).await?;
         let len = stream.read_u16().await?;

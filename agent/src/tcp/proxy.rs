@@ -3,9 +3,11 @@
 //! Before: the filter chain match, and sometimes an [`Early`] connection. After: [`super::pump`]. Every way to fail ends
 //! in a reset of the client's connection: an orderly end would look like an empty answer.
 
+use std::cell::Cell;
+use std::future::{Future as _, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
 
-use futures_util::FutureExt;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -14,7 +16,7 @@ use super::early::Early;
 use super::pump::{self, End, Limits, Moved};
 use super::reset_on_drop;
 use crate::addr::EndpointAddr;
-use crate::cluster::connect::{ConnectError, FirstWord, Upstream, connect};
+use crate::cluster::connect::{ConnectError, FirstWord, Upstream, complete_handshake, connect};
 use crate::cluster::endpoint::Endpoint;
 use crate::cluster::select::{Affinity, SelectError, select};
 use crate::cluster::{Cluster, ClusterSpecifier};
@@ -63,6 +65,7 @@ pub struct Proxying {
     connected: Connected,
     behalf: Behalf,
     limits: Limits,
+    first: FirstWord,
 }
 
 /// Connects to an endpoint for `client`. `None`: that failed, `record` says why, and the client is reset.
@@ -73,6 +76,8 @@ pub async fn begin(
     worker: &Worker,
 ) -> Option<Proxying> {
     let Job { tcp, behalf, early } = job;
+    // A client of this host has mostly spoken by the time that the endpoint is connected.
+    let first = if early.is_some() { FirstWord::Unknown } else { FirstWord::Ours };
     let deadline = tcp.max_downstream_connection_duration.map(|duration| Instant::now() + duration);
     let connected = tokio::select! {
         biased;
@@ -83,7 +88,7 @@ pub async fn begin(
         Ok(connected) => {
             record.endpoint = Some(connected.endpoint.address);
             let limits = Limits { idle: tcp.idle_timeout, deadline };
-            Some(Proxying { client, connected, behalf, limits })
+            Some(Proxying { client, connected, behalf, limits, first })
         }
         Err((flags, details)) => {
             reset_on_drop(&client);
@@ -112,10 +117,7 @@ async fn connected(
     let connecting = async {
         match early {
             Some(early) => early.connected().await,
-            None => {
-                let first = first_word(client).await;
-                connect_to(worker, cluster, behalf, hash, tcp.max_connect_attempts, first).await
-            }
+            None => connect_to(worker, cluster, behalf, hash, tcp.max_connect_attempts, FirstWord::Ours).await,
         }
     };
     let connected = tokio::select! {
@@ -136,9 +138,12 @@ async fn connected(
 impl Proxying {
     /// Hands on bytes to the end and fills in `record`; counts them in `stats`, of the listener that serves it.
     pub async fn run(&self, stats: &ListenerStats, record: &mut ConnectionRecord, worker: &Worker) {
-        let Self { client, connected: Connected { cluster, upstream, .. }, behalf, limits } = self;
+        let Self { client, connected: Connected { cluster, upstream, .. }, behalf, limits, first } = self;
+        // Whether the endpoint waits for the end of the handshake.
+        let waits = Cell::new(*first == FirstWord::Ours);
         let pod = behalf.stats();
         let mut account = |moved: Moved| {
+            waits.set(waits.get() && moved.to_endpoint == 0);
             record.bytes_received += moved.from_client;
             record.bytes_sent += moved.to_client;
             stats.downstream_cx_rx_bytes_total.add(moved.from_client);
@@ -151,9 +156,17 @@ impl Proxying {
             cluster.stats.upstream_cx_rx_bytes_total.add(moved.from_endpoint);
         };
         let cut_short = CutShort(&upstream.stream);
+        let mut pump = pin!(pump::run(client, &upstream.stream, worker, limits, &mut account));
+        let pumping = poll_fn(|cx| {
+            let polled = pump.as_mut().poll(cx);
+            if waits.replace(false) && polled.is_pending() {
+                complete_handshake(&upstream.stream);
+            }
+            polled
+        });
         let ended = tokio::select! {
             biased;
-            end = pump::run(client, &upstream.stream, worker, limits, &mut account) => {
+            end = pumping => {
                 std::mem::forget(cut_short);
                 ended(end)
             }
@@ -168,18 +181,6 @@ impl Proxying {
             record.details = Some(details.to_owned());
         }
     }
-}
-
-/// Who speaks first to the endpoint. A client of this host has often spoken before its connection was looked at: one turn
-/// of the loop, which has to be waited for anyway, tells. The runtime takes a new socket for readable until somebody has
-/// tried, so the socket itself is asked; a client that only seems to have spoken would keep a silent endpoint waiting.
-async fn first_word(client: &TcpStream) -> FirstWord {
-    let has_spoken = || matches!(client.peek(&mut [0]).now_or_never(), Some(Ok(bytes)) if bytes > 0);
-    if has_spoken() {
-        return FirstWord::Ours;
-    }
-    tokio::task::yield_now().await;
-    if has_spoken() { FirstWord::Ours } else { FirstWord::Unknown }
 }
 
 /// Dropped with the pump when the agent ends: the endpoint must not take half of what the client sends for all of it.
@@ -258,32 +259,4 @@ fn not_connected(error: &ConnectError, flags: ResponseFlags, endpoint: EndpointA
         cause = error.source();
     }
     Failure { flags, details, endpoint: Some(endpoint) }
-}
-
-#[cfg(test)]
-mod tests {
-    use tokio::io::AsyncWriteExt as _;
-    use tokio::net::TcpListener;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn who_speaks_first_is_asked_of_the_socket() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("its address");
-        let mut client = TcpStream::connect(address).await.expect("connected");
-        let (accepted, _) = listener.accept().await.expect("accepted");
-        assert_eq!(first_word(&accepted).await, FirstWord::Unknown);
-
-        client.write_all(b"hello").await.expect("sent");
-        accepted.readable().await.expect("readable");
-        assert_eq!(first_word(&accepted).await, FirstWord::Ours);
-
-        drop(client);
-        let (_silent, accepted) = {
-            let silent = TcpStream::connect(address).await.expect("connected");
-            (silent, listener.accept().await.expect("accepted").0)
-        };
-        assert_eq!(first_word(&accepted).await, FirstWord::Unknown);
-    }
 }
