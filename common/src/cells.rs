@@ -23,7 +23,8 @@ pub enum Stage {
     Claimed = 1,
     /// The SYN is about to leave, or has left.
     Published = 2,
-    /// Both ends know of it; the accepted socket's side is the one that empties the cell.
+    /// Of a cell: both ends know of it; the accepted socket's side is the one that empties it. Of a slot: as `Published`, and
+    /// the connection is in no cell but in the hash of handshakes.
     Established = 3,
 }
 
@@ -55,6 +56,13 @@ impl Word {
     #[must_use]
     pub const fn is(self, stage: Stage) -> bool {
         self.0 & STAGE_MASK == stage as u64
+    }
+
+    /// Of a slot: it is that of the socket with this cookie, and its SYN has left.
+    #[inline(always)]
+    #[must_use]
+    pub const fn has_departed(self, cookie: u64) -> bool {
+        self.owner() == cookie && (self.is(Stage::Published) || self.is(Stage::Established))
     }
 
     /// The same connection at another stage.
@@ -128,7 +136,7 @@ impl ClientSlot {
     /// What is known of the socket with this cookie, if it is its slot and its SYN has left.
     #[must_use]
     pub fn published(&self, cookie: u64) -> Option<&Origin> {
-        (self.word == Word::new(cookie, Stage::Published).0).then_some(&self.origin)
+        Word(self.word).has_departed(cookie).then_some(&self.origin)
     }
 }
 
@@ -191,6 +199,8 @@ mod tests {
         let origin = Origin::new(ProcessStamp::NONE, Endpoint::NONE);
         let slot = ClientSlot { word: Word::new(5, Stage::Published).0, origin };
         assert_eq!((slot.published(5), slot.published(5 + u64::from(CLIENT_SLOTS))), (Some(&origin), None));
+        let slot = ClientSlot { word: Word::new(5, Stage::Established).0, origin };
+        assert_eq!((slot.published(5), slot.published(6)), (Some(&origin), None));
         let slot = ClientSlot { word: Word::new(5, Stage::Claimed).0, origin };
         assert_eq!(slot.published(5), None);
     }

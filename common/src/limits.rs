@@ -22,6 +22,10 @@ pub const PORT_RANGES: usize = 16;
 /// machine with two instances. The map takes memory by the entry.
 pub const EXEMPT_ENTRIES: u32 = 16 * NETNS_ENTRIES;
 
+/// Places of ports in the table that tells whether a port may be one of an exempt listener, 8 bytes each. Ports share one with
+/// fifteen others: to be taken for one of those costs a lookup.
+pub const EXEMPT_PORTS: u32 = 4_096;
+
 /// Enrolled network namespaces: the agent's own, and one for each pod of a node.
 pub const NETNS_ENTRIES: u32 = 4_096;
 
@@ -69,5 +73,6 @@ pub const HEARTBEAT_INTERVAL_MS: u64 = 250;
 pub const HEARTBEAT_LOSS_MS: u64 = 2_000;
 
 const _: () = assert!(HEARTBEAT_LOSS_MS >= 4 * HEARTBEAT_INTERVAL_MS, "one late beat is no loss");
+const _: () = assert!(EXEMPT_PORTS.is_power_of_two());
 const _: () = assert!(DISPATCH_RING_BYTES.is_power_of_two() && DISPATCH_RING_BYTES.is_multiple_of(4096));
 const _: () = assert!(EVENT_RING_BYTES.is_power_of_two() && EVENT_RING_BYTES.is_multiple_of(4096));

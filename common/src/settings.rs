@@ -1,6 +1,6 @@
 //! The one-slot settings map, written before the hooks are attached, and the switches that change while they run.
 
-use crate::addr::Endpoint;
+use crate::{addr::Endpoint, limits::EXEMPT_PORTS};
 
 /// What the hooks do when the agent's heartbeat is too old.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -182,6 +182,13 @@ impl ExemptKey {
     pub const fn listener(&self) -> Endpoint {
         self.listener
     }
+}
+
+/// The place of a port in the table that says whether any listener in the exempt map has, or had, such a port.
+#[inline(always)]
+#[must_use]
+pub const fn port_place(port: u16) -> u32 {
+    port as u32 & (EXEMPT_PORTS - 1)
 }
 
 /// Value of the exempt map: the instance (kernel id of its settings map) whose listener it is. The entry is void

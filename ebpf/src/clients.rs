@@ -63,12 +63,22 @@ pub fn depart<'a>(cookie: u64) -> Option<&'a Origin> {
     unsafe { swap(&raw mut (*slot).word, claimed, claimed.at(Stage::Published)).then(|| &(*slot).origin) }
 }
 
-/// What the socket with this cookie remembers, when its SYN has left.
+/// The connection of this socket, which has departed, is in no cell but in the hash of handshakes.
 #[inline(always)]
-pub fn published<'a>(cookie: u64) -> Option<&'a Origin> {
-    let slot = slot(cookie)?;
+pub fn is_hashed(cookie: u64) {
+    let Some(slot) = slot(cookie) else { return };
+    let published = Word::new(cookie, Stage::Published);
     // SAFETY: as above.
-    (word(slot) == Word::new(cookie, Stage::Published)).then(|| unsafe { &(*slot).origin })
+    unsafe { swap(&raw mut (*slot).word, published, published.at(Stage::Established)) };
+}
+
+/// What the socket with this cookie remembers, when its SYN has left, and whether its connection is in the hash.
+#[inline(always)]
+pub fn published<'a>(cookie: u64) -> Option<(&'a Origin, bool)> {
+    let slot = slot(cookie)?;
+    let found = word(slot);
+    // SAFETY: as above.
+    found.has_departed(cookie).then(|| (unsafe { &(*slot).origin }, found.is(Stage::Established)))
 }
 
 /// The socket with this cookie is closed, or goes elsewhere: its slot is free.

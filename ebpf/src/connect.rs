@@ -19,7 +19,7 @@ use waylay_common::{
     event::{HookSide, RawEvent},
     flow::{Role, SocketState},
     policy::{Facts, Verdict, decide_with, is_agents_own},
-    settings::{ExemptKey, Placement, Settings, Switch},
+    settings::{ExemptKey, Placement, Settings, Switch, port_place},
 };
 
 use crate::{
@@ -27,7 +27,7 @@ use crate::{
     dispatch::{self, Way},
     hook::{self, read},
     log,
-    maps::{WAYLAY_EXEMPT, WAYLAY_PROCS, WAYLAY_SETTINGS},
+    maps::{WAYLAY_EXEMPT, WAYLAY_PORTS, WAYLAY_PROCS, WAYLAY_SETTINGS},
     sockets::{self, DENY, PROCEED, Sockets, write},
 };
 
@@ -52,8 +52,9 @@ pub fn run(ctx: &SockAddrContext, family: Family) -> i32 {
     let addr = ctx.sock_addr;
     // SAFETY: the helper takes this hook's context.
     let netns_cookie = unsafe { bpf_get_netns_cookie(addr.cast()) };
-    if is_agents(addr, settings) {
-        tell(addr, family, netns_cookie, Counter::PassedBypass);
+    let pid = sockets::caller_pid();
+    if is_agents(addr, pid, settings) {
+        tell(addr, family, (netns_cookie, pid), Counter::PassedBypass);
         return PROCEED;
     }
     // Before any other question: the verifier walks the rows once for each state in which it comes to them.
@@ -65,32 +66,40 @@ pub fn run(ctx: &SockAddrContext, family: Family) -> i32 {
     let found = sockets.found();
     let role = found.and_then(|state| state.role());
     let (verdict, now_ns) = verdict(addr, sk, family, destination, (netns_cookie, chosen), role, settings);
-    let counter =
-        carry_out(verdict, addr, sockets, family, destination, (netns_cookie, found.is_some(), now_ns), settings);
+    let counter = carry_out(
+        verdict,
+        addr,
+        sockets,
+        family,
+        destination,
+        (netns_cookie, pid),
+        (found.is_some(), now_ns),
+        settings,
+    );
     hook::count(counter);
-    hook::trace(|| event(netns_cookie, destination, counter));
+    hook::trace(|| event((netns_cookie, pid), destination, counter));
     if matches!(verdict, Verdict::Refuse(_)) { DENY } else { PROCEED }
 }
 
 /// Does the agent's own process connect?
 #[inline(always)]
-fn is_agents(addr: *mut bpf_sock_addr, settings: &Settings) -> bool {
-    is_agents_own((read!(addr, protocol), sockets::caller_pid()), hook::switch(Switch::Agent), settings, || {
+fn is_agents(addr: *mut bpf_sock_addr, pid: u32, settings: &Settings) -> bool {
+    is_agents_own((read!(addr, protocol), pid), hook::switch(Switch::Agent), settings, || {
         hook::now_ns().saturating_sub(hook::switch(Switch::Heartbeat))
     })
 }
 
 /// Counts a decision for which the destination is not asked, and tells whoever traces.
 #[inline(always)]
-fn tell(addr: *mut bpf_sock_addr, family: Family, netns_cookie: u64, counter: Counter) {
+fn tell(addr: *mut bpf_sock_addr, family: Family, caller: (u64, u32), counter: Counter) {
     hook::count(counter);
-    hook::trace(|| event(netns_cookie, destination(addr, read!(addr, __bindgen_anon_1.sk), family), counter));
+    hook::trace(|| event(caller, destination(addr, read!(addr, __bindgen_anon_1.sk), family), counter));
 }
 
 #[inline(always)]
-fn event(netns_cookie: u64, destination: Endpoint, counter: Counter) -> RawEvent {
+fn event((netns_cookie, pid): (u64, u32), destination: Endpoint, counter: Counter) -> RawEvent {
     RawEvent {
-        process: sockets::caller(netns_cookie, hook::now_ns()),
+        process: sockets::caller(pid, netns_cookie, hook::now_ns()),
         source: Endpoint::NONE,
         destination,
         counter: counter as u32,
@@ -167,15 +176,38 @@ fn verdict(
     };
     let mut now_ns = 0;
     let verdict = decide_with(&mut facts, |facts| {
-        facts.exempt = is_exempt(netns_cookie, destination);
-        if destination.ip().is_loopback() {
-            let wildcard = Endpoint::new(destination.ip().wildcard(), destination.port());
-            facts.wildcard_exempt = is_exempt(netns_cookie, wildcard);
-        }
+        let exempt = exempt(netns_cookie, &destination);
+        (facts.exempt, facts.wildcard_exempt) = (exempt == EXACT, exempt == WILDCARD);
         now_ns = hook::now_ns();
         facts.heartbeat_age_ns = now_ns.saturating_sub(hook::switch(Switch::Heartbeat));
     });
     (verdict, now_ns)
+}
+
+/// False: no exempt listener has this port.
+#[inline(always)]
+fn may_be_exempt(port: u16) -> bool {
+    WAYLAY_PORTS
+        .get_ptr(port_place(port))
+        // SAFETY: an array slot, valid while the program runs; volatile because others write it meanwhile.
+        .is_none_or(|mark| unsafe { core::ptr::read_volatile(mark) } != 0)
+}
+
+const EXACT: u32 = 1;
+const WILDCARD: u32 = 2;
+
+/// Which entry of the exempt map speaks of a destination; 0: none. Behind the wildcard address stand loopback addresses. A
+/// function of its own, so that the verifier does not go on by itself for each way through it.
+#[inline(never)]
+fn exempt(netns_cookie: u64, destination: &Endpoint) -> u32 {
+    if !may_be_exempt(destination.port()) {
+        return 0;
+    }
+    if is_exempt(netns_cookie, *destination) {
+        return EXACT;
+    }
+    let wildcard = Endpoint::new(destination.ip().wildcard(), destination.port());
+    if destination.ip().is_loopback() && is_exempt(netns_cookie, wildcard) { WILDCARD } else { 0 }
 }
 
 #[inline(always)]
@@ -189,9 +221,10 @@ pub fn chosen(netns_cookie: u64) -> bool {
     if hook::switch(Switch::Choosing) == 0 {
         return true;
     }
-    WAYLAY_PROCS
-        .get(hook::switch(Switch::Processes) as u32)
-        .is_none_or(|table| !table.asks_in(netns_cookie) || table.chooses(&sockets::caller(netns_cookie, 0), ancestor))
+    WAYLAY_PROCS.get(hook::switch(Switch::Processes) as u32).is_none_or(|table| {
+        !table.asks_in(netns_cookie)
+            || table.chooses(&sockets::caller(sockets::caller_pid(), netns_cookie, 0), ancestor)
+    })
 }
 
 /// The caller's cgroup at a level of the hierarchy, whose root is level 0; 0 where it lies higher.
@@ -209,14 +242,15 @@ fn carry_out(
     sockets: Sockets,
     family: Family,
     destination: Endpoint,
-    (netns_cookie, remembered, now_ns): (u64, bool, u64),
+    (netns_cookie, pid): (u64, u32),
+    (remembered, now_ns): (bool, u64),
     settings: &Settings,
 ) -> Counter {
     match verdict {
         Verdict::Redirect { to, counter } => {
             let Way { to, dispatched, counter } =
                 dispatch::way(&destination, (sockets, netns_cookie), family, (to, counter));
-            let origin = Origin::new(sockets::caller(netns_cookie, now_ns), destination);
+            let origin = Origin::new(sockets::caller(pid, netns_cookie, now_ns), destination);
             let fits = dispatched.target == 0 && !remembered && settings.has_cells();
             if !remember(addr, sockets, &origin, dispatched, fits) {
                 log::failure(Counter::PassedNoStorage, &destination);

@@ -35,6 +35,12 @@ pub static WAYLAY_HANDOVER: HashMap<
 #[btf_map]
 pub static WAYLAY_LOGGED: PerCpuArray<u64, { Counter::COUNT as usize }> = PerCpuArray::new();
 
+/// Whether a port is one of an exempt listener, by [`waylay_common::settings::port_place`]: not 0 from before the first such
+/// listener is entered in the exempt map, and for ever. Written by whoever enters it; read by the connect hooks, which need not
+/// look an address up for most ports.
+#[btf_map]
+pub static WAYLAY_PORTS: Array<u32, { limits::EXEMPT_PORTS as usize }> = Array::new();
+
 /// Whose connections are taken: two tables, of which [`Switch::Processes`] names the one in force. Written by the agent,
 /// the other one before it changes over; read by the connect hooks.
 #[btf_map]

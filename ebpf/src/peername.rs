@@ -47,7 +47,7 @@ fn dialled(addr: *mut bpf_sock_addr) -> Option<Endpoint> {
     if !sockets::is_agents_port(u16::from_be(read!(addr, user_port) as u16)) {
         return None;
     }
-    clients::published(connect::socket_cookie(addr)).map(|origin| origin.original_dst)
+    clients::published(connect::socket_cookie(addr)).map(|(origin, _)| origin.original_dst)
 }
 
 #[inline(always)]

@@ -175,15 +175,15 @@ pub fn is_agents_port(port: u16) -> bool {
         .is_some_and(|settings| settings.redirect_v4.port() == port || settings.redirect_v6.port() == port)
 }
 
-/// The task that called connect.
+/// The task that called connect; its process is [`caller_pid`].
 #[inline(always)]
-pub fn caller(netns_cookie: u64, now_ns: u64) -> ProcessStamp {
+pub fn caller(pid: u32, netns_cookie: u64, now_ns: u64) -> ProcessStamp {
     ProcessStamp {
         netns_cookie,
         // SAFETY: no arguments; the connect hooks run in the caller's context.
         cgroup_id: unsafe { bpf_get_current_cgroup_id() },
         connect_time_ns: now_ns,
-        pid: caller_pid(),
+        pid,
         uid: bpf_get_current_uid_gid() as u32,
         comm: comm(),
     }

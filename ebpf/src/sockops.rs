@@ -68,7 +68,9 @@ fn publish(ops: *mut bpf_sock_ops) {
         return;
     };
     let published = match state.role() {
-        Some(Role::Client) => insert_handover(ops, &Ends::of(ops), &state.process, &state.original_dst),
+        Some(Role::Client) => {
+            insert_handover(&key(ops, false), &state.process, &state.original_dst, socket_cookie(ops))
+        }
         Some(Role::Inbound) => publish_flow(ops),
         Some(Role::Dispatched) => {
             dispatched::opened(ops, state);
@@ -101,20 +103,22 @@ fn depart(ops: *mut bpf_sock_ops) -> bool {
     if ends.remote != settings.redirect_v4 && ends.remote != settings.redirect_v6 {
         return false;
     }
-    let Some(origin) = clients::depart(socket_cookie(ops)) else { return false };
-    if cells::publish(&FlowKey::new(netns_cookie(ops), ends.local, ends.remote), origin) {
+    let cookie = socket_cookie(ops);
+    let Some(origin) = clients::depart(cookie) else { return false };
+    let key = FlowKey::new(netns_cookie(ops), ends.local, ends.remote);
+    if cells::publish(&key, origin) {
         hook::count(Counter::HandoverPublished);
     } else {
-        insert_handover(ops, &ends, &origin.process, &origin.original_dst);
+        clients::is_hashed(cookie);
+        insert_handover(&key, &origin.process, &origin.original_dst, cookie);
     }
     true
 }
 
-/// Where a connection to the agent was going, for one that has no cell.
-#[inline(always)]
-fn insert_handover(ops: *mut bpf_sock_ops, ends: &Ends, process: &ProcessStamp, original_dst: &Endpoint) -> bool {
-    let key = FlowKey::new(netns_cookie(ops), ends.local, ends.remote);
-    let entry = HandoverEntry { origin: Origin::new(*process, *original_dst), client_cookie: socket_cookie(ops) };
+/// Where a connection to the agent was going, for one that has no cell. A function of its own, for the stack.
+#[inline(never)]
+fn insert_handover(key: &FlowKey, process: &ProcessStamp, original_dst: &Endpoint, client_cookie: u64) -> bool {
+    let entry = HandoverEntry { origin: Origin::new(*process, *original_dst), client_cookie };
     if WAYLAY_HANDOVER.insert(key, entry, 0).is_err() {
         hook::count(Counter::HandoverFull);
         log::failure(Counter::HandoverFull, original_dst);
@@ -197,33 +201,49 @@ fn changed(ops: *mut bpf_sock_ops, to: u32) {
     }
 }
 
-/// The connecting side, at its end.
+/// A socket that is watched is closed. What is in its storage tells which it is; one that has none is that of an application
+/// with a slot, or an accepted one.
 #[inline(always)]
 fn closed(ops: *mut bpf_sock_ops) {
-    match dispatched_state(ops) {
-        Some(state) => dispatched::closed(ops, state),
-        None => ended(ops),
+    let sk = read!(ops, __bindgen_anon_2.sk);
+    if sk.is_null() {
+        return;
+    }
+    let role = match sockets::socket_state_mut(sk) {
+        Some(state) if state.role() == Some(Role::Dispatched) => return dispatched::closed(ops, state),
+        Some(state) => state.role(),
+        None => None,
+    };
+    let cookie = socket_cookie(ops);
+    let client = if role.is_none() { clients::published(cookie) } else { None };
+    let accepted = role.is_none() && client.is_none();
+    if accepted && !sockets::is_agents_port(read!(ops, local_port) as u16) {
+        return;
+    }
+    let key = key(ops, accepted);
+    match (role, client) {
+        (None, None) => settle(&SockOpsContext::new(ops), &key),
+        (None, Some((origin, hashed))) => {
+            if hashed {
+                abandon(&key, cookie);
+            } else if cells::take_back(&key, origin) {
+                hook::count(Counter::HandoverAbandoned);
+                log::failure(Counter::HandoverAbandoned, &origin.original_dst);
+            }
+            clients::forget(cookie);
+        }
+        (Some(Role::Client), _) => abandon(&key, cookie),
+        (Some(Role::Inbound), _) => forget_flow(&key, cookie),
+        _ => {}
     }
 }
 
-/// A socket of a connection to the agent, or of the agent to an application, is closed.
+/// The connection of a socket, from the side that has connected.
 #[inline(always)]
-fn ended(ops: *mut bpf_sock_ops) {
+fn key(ops: *mut bpf_sock_ops, accepted: bool) -> FlowKey {
     let ends = Ends::of(ops);
-    let netns_cookie = netns_cookie(ops);
-    if sockets::is_agents_port(ends.local.port()) {
-        settle(&SockOpsContext::new(ops), &FlowKey::new(netns_cookie, ends.remote, ends.local));
-    }
-    let key = FlowKey::new(netns_cookie, ends.local, ends.remote);
-    let cookie = socket_cookie(ops);
-    if let Some(origin) = clients::published(cookie) {
-        if cells::take_back(&key, origin) {
-            hook::count(Counter::HandoverAbandoned);
-            log::failure(Counter::HandoverAbandoned, &origin.original_dst);
-        }
-        clients::forget(cookie);
-    }
-    abandon(&key, cookie);
+    let (client, agent) = if accepted { (ends.remote, ends.local) } else { (ends.local, ends.remote) };
+    FlowKey::new(netns_cookie(ops), client, agent)
 }
 
 /// The accepted socket is closed, perhaps before it was accepted: the connection stays with it, and the cell becomes free
@@ -258,15 +278,19 @@ fn dispatched_state<'a>(ops: *mut bpf_sock_ops) -> Option<&'a mut SocketState> {
     sockets::socket_state_mut(sk).filter(|state| state.role() == Some(Role::Dispatched))
 }
 
-/// The socket is closed. What the agent has not taken by now, nobody will; and its own
-/// connection's tuple may soon be another's.
+/// The agent's connection to an application is closed: its tuple may soon be another's.
 #[inline(always)]
-fn abandon(key: &FlowKey, cookie: u64) {
+fn forget_flow(key: &FlowKey, cookie: u64) {
     // SAFETY: copied at once.
     if unsafe { WAYLAY_FLOWS.get(key) }.copied() == Some(cookie) {
         let _ = WAYLAY_FLOWS.remove(key);
-        return;
     }
+}
+
+/// The client is closed, and its connection went through the hash: what the agent has not taken by now, nobody will. A
+/// function of its own, for the stack.
+#[inline(never)]
+fn abandon(key: &FlowKey, cookie: u64) {
     // SAFETY: one field is read at once, as in `take`.
     let Some(entry) = (unsafe { WAYLAY_HANDOVER.get(key) }) else {
         return;

@@ -13,20 +13,27 @@ use std::{
     net::SocketAddr,
 };
 
-use aya::maps::{MapData, MapInfo};
-use waylay_common::settings::{ExemptKey, ExemptOwner};
+use aya::maps::MapInfo;
+use waylay_common::settings::{ExemptKey, ExemptOwner, port_place};
 
 use crate::addr::of_interfaces;
 
 use super::{
     KernelError,
     inspect::Instance,
+    load::Loaded,
     maps::{self, Exempt},
 };
 
+/// The exempt map of an instance, and the table of its ports.
+pub(super) struct ExemptMaps {
+    pub(super) listeners: Exempt,
+    pub(super) ports: maps::Ports,
+}
+
 /// The exempt map of this instance, and what it has entered elsewhere.
 pub(super) struct Exemptions {
-    map: Exempt,
+    maps: ExemptMaps,
     owner: ExemptOwner,
     netns_cookie: u64,
     own: BTreeSet<ExemptKey>,
@@ -35,16 +42,19 @@ pub(super) struct Exemptions {
 impl Exemptions {
     /// Enters `listeners`, which live in the namespace `netns_cookie`.
     pub(super) fn new(
-        map: MapData,
+        loaded: &Loaded,
         owner: ExemptOwner,
         netns_cookie: u64,
         listeners: &[SocketAddr],
     ) -> Result<Self, KernelError> {
-        let map: Exempt = maps::typed(maps::name::EXEMPT, map)?;
-        let mut new = Self { map, owner, netns_cookie, own: BTreeSet::new() };
+        let maps = ExemptMaps {
+            listeners: maps::typed(maps::name::EXEMPT, loaded.map(maps::name::EXEMPT)?)?,
+            ports: maps::typed(maps::name::PORTS, loaded.map(maps::name::PORTS)?)?,
+        };
+        let mut new = Self { maps, owner, netns_cookie, own: BTreeSet::new() };
         let own = new.keys(listeners)?;
         for key in &own {
-            enter(&mut new.map, key, owner)?;
+            enter(&mut new.maps, key, owner)?;
         }
         new.own = own;
         Ok(new)
@@ -76,9 +86,9 @@ impl Exemptions {
         gone.retain(|key| !new.contains(key));
         // What fails halfway is put right by the next call.
         self.own.extend(&new);
-        change(&mut self.map, &new, &gone, self.owner)?;
+        change(&mut self.maps, &new, &gone, self.owner)?;
         for other in self.others()? {
-            if let Ok(mut theirs) = other.exempt_map() {
+            if let Ok(mut theirs) = other.exempt_maps() {
                 change(&mut theirs, &new, &gone, self.owner)?;
             }
         }
@@ -89,15 +99,15 @@ impl Exemptions {
     /// Tells all other instances of our listeners, and learns theirs.
     pub(super) fn exchange(&mut self) -> Result<(), KernelError> {
         for other in self.others()? {
-            let Ok(mut theirs) = other.exempt_map() else {
+            let Ok(mut theirs) = other.exempt_maps() else {
                 continue;
             };
             for key in &self.own {
                 enter(&mut theirs, key, self.owner)?;
             }
-            for (key, owner) in listed(&theirs)? {
+            for (key, owner) in listed(&theirs.listeners)? {
                 if owner == other.id() {
-                    enter(&mut self.map, &key, owner)?;
+                    enter(&mut self.maps, &key, owner)?;
                 }
             }
         }
@@ -107,12 +117,12 @@ impl Exemptions {
     /// Takes our listeners back from all other instances.
     pub(super) fn withdraw(&self) -> Result<(), KernelError> {
         for other in self.others()? {
-            let Ok(mut theirs) = other.exempt_map() else {
+            let Ok(mut theirs) = other.exempt_maps() else {
                 continue;
             };
-            for (key, owner) in listed(&theirs)? {
+            for (key, owner) in listed(&theirs.listeners)? {
                 if owner == self.owner {
-                    maps::ensure_removed(theirs.remove(&key), "withdrawing a listener address")?;
+                    maps::ensure_removed(theirs.listeners.remove(&key), "withdrawing a listener address")?;
                 }
             }
         }
@@ -122,10 +132,10 @@ impl Exemptions {
     /// Removes what instances have left here that are gone.
     pub(super) fn sweep(&mut self) -> Result<(), KernelError> {
         let mut alive = BTreeMap::from([(self.owner, true)]);
-        for (key, owner) in listed(&self.map)? {
+        for (key, owner) in listed(&self.maps.listeners)? {
             // Kernel ids count upwards and are not given out again while the machine runs.
             if !*alive.entry(owner).or_insert_with(|| MapInfo::from_id(owner).is_ok()) {
-                maps::ensure_removed(self.map.remove(&key), "sweeping a listener address")?;
+                maps::ensure_removed(self.maps.listeners.remove(&key), "sweeping a listener address")?;
             }
         }
         Ok(())
@@ -140,27 +150,29 @@ impl Exemptions {
 }
 
 fn change(
-    map: &mut Exempt,
+    maps: &mut ExemptMaps,
     new: &BTreeSet<ExemptKey>,
     gone: &BTreeSet<ExemptKey>,
     owner: ExemptOwner,
 ) -> Result<(), KernelError> {
     for key in new {
-        enter(map, key, owner)?;
+        enter(maps, key, owner)?;
     }
     let doing = "withdrawing a listener address";
     for key in gone {
         // Another instance may listen at the same address, and have entered it since.
-        if maps::optional(map.get(key, 0), doing)? == Some(owner) {
-            maps::ensure_removed(map.remove(key), doing)?;
+        if maps::optional(maps.listeners.get(key, 0), doing)? == Some(owner) {
+            maps::ensure_removed(maps.listeners.remove(key), doing)?;
         }
     }
     Ok(())
 }
 
-fn enter(map: &mut Exempt, key: &ExemptKey, owner: ExemptOwner) -> Result<(), KernelError> {
-    map.insert(key, owner, 0)
-        .map_err(|source| KernelError::map(format!("exempting the listener {:?}", key.listener()), source))
+/// The port first: a hook that does not see it does not look for the listener.
+fn enter(maps: &mut ExemptMaps, key: &ExemptKey, owner: ExemptOwner) -> Result<(), KernelError> {
+    let marked = maps.ports.set(port_place(key.listener().port()), 1, 0);
+    let entered = marked.and_then(|()| maps.listeners.insert(key, owner, 0));
+    entered.map_err(|source| KernelError::map(format!("exempting the listener {:?}", key.listener()), source))
 }
 
 pub(super) fn listed(map: &Exempt) -> Result<Vec<(ExemptKey, ExemptOwner)>, KernelError> {

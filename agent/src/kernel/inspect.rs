@@ -16,7 +16,13 @@ use waylay_common::{
 };
 
 use super::{
-    KernelError, ResolverRow, clock, dispatch, dispatch::DispatchRow, dns, exempt, load, maps, policy::Node, sockets,
+    KernelError, ResolverRow, clock, dispatch,
+    dispatch::DispatchRow,
+    dns,
+    exempt::{self, ExemptMaps},
+    load, maps,
+    policy::Node,
+    sockets,
 };
 pub use super::{
     rows::{
@@ -252,7 +258,7 @@ impl Instance {
     /// # Errors
     /// As [`Self::status`].
     pub fn exempt(&self) -> Result<Vec<ExemptRow>, KernelError> {
-        let rows = exempt::listed(&self.exempt_map()?)?.into_iter();
+        let rows = exempt::listed(&self.exempt_maps()?.listeners)?.into_iter();
         Ok(rows
             .map(|(key, instance)| ExemptRow {
                 listener: key.listener().into(),
@@ -389,8 +395,11 @@ impl Instance {
         sockets::list(&self.map_data(maps::name::SOCKETS)?, &self.open_checked(maps::name::CLIENTS)?)
     }
 
-    pub(super) fn exempt_map(&self) -> Result<maps::Exempt, KernelError> {
-        self.open_checked(maps::name::EXEMPT)
+    pub(super) fn exempt_maps(&self) -> Result<ExemptMaps, KernelError> {
+        Ok(ExemptMaps {
+            listeners: self.open_checked(maps::name::EXEMPT)?,
+            ports: self.open_checked(maps::name::PORTS)?,
+        })
     }
 
     fn open_checked<T>(&self, name: &'static str) -> Result<T, KernelError>

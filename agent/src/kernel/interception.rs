@@ -139,8 +139,7 @@ impl Interception {
             place.check(netns_cookie, wanted)?;
             namespaces.set(netns_cookie, wanted)?;
         }
-        let exempt = loaded.map(maps::name::EXEMPT)?;
-        let mut exemptions = Exemptions::new(exempt, instance, netns_cookie, &own_listeners(options))?;
+        let mut exemptions = Exemptions::new(&loaded, instance, netns_cookie, &own_listeners(options))?;
         exemptions.exchange()?;
         let tables = maps::typed(maps::name::PROCESSES, loaded.map(maps::name::PROCESSES)?)?;
         let mut chosen = Chosen::new(tables, netns_cookie);

@@ -36,6 +36,8 @@ pub mod name {
     pub const HANDOVER: &str = "WAYLAY_HANDOVER";
     pub const POLICY: &str = "WAYLAY_POLICY";
     pub const EXEMPT: &str = "WAYLAY_EXEMPT";
+    /// Whether any entry of the former has a port.
+    pub const PORTS: &str = "WAYLAY_PORTS";
     pub const NETNS: &str = "WAYLAY_NETNS";
     pub const FLOWS: &str = "WAYLAY_FLOWS";
     pub const LISTENERS: &str = "WAYLAY_LISTEN";
@@ -57,6 +59,7 @@ pub(super) type Flows = HashMap<MapData, FlowKey, u64>;
 pub(super) type Listeners = SockHash<MapData, ListenerKey>;
 pub(super) type Trie = LpmTrie<MapData, PolicyKey, PortRules>;
 pub(super) type Exempt = HashMap<MapData, ExemptKey, ExemptOwner>;
+pub(super) type Ports = Array<MapData, u32>;
 pub(super) type Netns = HashMap<MapData, u64, NetnsEntry>;
 pub(super) type Counters = PerCpuArray<MapData, u64>;
 
