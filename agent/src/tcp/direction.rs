@@ -22,7 +22,7 @@ use crate::worker::Worker;
 const MOVES_PER_TURN: usize = 4;
 
 /// Nor more bytes than these are read in one turn: some hundred microseconds.
-const BYTES_PER_TURN: u64 = 1024 * 1024;
+const BYTES_PER_TURN: u32 = 1024 * 1024;
 
 /// What one read has to bring to count as large.
 const LARGE_BYTES: usize = 32 * 1024;
@@ -36,13 +36,14 @@ const SMALL_BYTES: usize = 16 * 1024;
 /// See the module.
 #[derive(Default)]
 pub struct Direction {
+    /// Bytes since the last report, which follows each turn.
+    pub read: u32,
     /// Bytes since the last report.
-    pub read: u64,
-    /// Bytes since the last report.
-    pub written: u64,
+    pub written: u32,
     held: Held,
     large_reads: u8,
-    low_water: LowWater,
+    /// From the first splice on: most connections never get so far.
+    low_water: Option<Box<LowWater>>,
     done: bool,
     /// The kernel cannot splice one of its sockets.
     only_copies: bool,
@@ -54,7 +55,7 @@ enum Held {
     #[default]
     Nothing,
     Copied {
-        bytes: Vec<u8>,
+        bytes: Box<[u8]>,
         sent: usize,
     },
     Piped {
@@ -125,12 +126,12 @@ impl Direction {
 
     /// Until when it waits for the sender with the mark up; then [`Self::ask_for_rest`] is called.
     pub fn waits_until(&self) -> Option<Instant> {
-        self.low_water.due().filter(|_| self.reads())
+        self.low_water.as_ref()?.due().filter(|_| self.reads())
     }
 
     /// If it waited until then, whatever is there makes the sender's socket ready.
     pub fn ask_for_rest(&mut self, sender: &TcpStream, now: Instant) {
-        if self.reads() && self.low_water.falls(now) {
+        if self.reads() && self.low_water.as_mut().is_some_and(|mark| mark.falls(now)) {
             // The kernel looks at once whether the socket is ready by the new mark.
             set_low_water(sender, 1);
         }
@@ -155,8 +156,11 @@ impl Direction {
             if !self.flush(receiver, worker)? || self.done {
                 return Ok(Turn::Waits);
             }
-            if nth == 0 && waited_for_receiver {
-                self.low_water.caught_up(Instant::now());
+            if nth == 0
+                && waited_for_receiver
+                && let Some(mark) = &mut self.low_water
+            {
+                mark.caught_up(Instant::now());
             }
             let step = if self.large_reads >= LARGE_READS && !self.only_copies {
                 self.splice(sender, worker)
@@ -184,16 +188,16 @@ impl Direction {
         announced: Announced,
     ) -> Result<Step, Broken> {
         let (bytes, left) = read(sender, scratch, announced).map_err(|_| Broken::Sender)?;
-        self.read += bytes as u64;
+        self.read += bytes as u32;
         self.large_reads = match bytes {
             0 => self.large_reads,
             LARGE_BYTES.. => self.large_reads.saturating_add(1),
             _ => 0,
         };
         let sent = write(receiver, &scratch[..bytes], left)?;
-        self.written += sent as u64;
+        self.written += sent as u32;
         if sent < bytes {
-            self.held = Held::Copied { bytes: scratch[sent..bytes].to_vec(), sent: 0 };
+            self.held = Held::Copied { bytes: scratch[sent..bytes].into(), sent: 0 };
         }
         match left {
             Left::Reset => Err(Broken::Sender),
@@ -217,11 +221,12 @@ impl Direction {
                 Ok(Step::Ended)
             }
             Ok(bytes) => {
-                self.read += bytes as u64;
-                if self.low_water.spliced(bytes, Instant::now()) {
+                self.read += bytes as u32;
+                let mark = self.low_water.get_or_insert_default();
+                if mark.spliced(bytes, Instant::now()) {
                     set_low_water(sender, low_water::BYTES);
                 }
-                if bytes < SMALL_BYTES && self.low_water.due().is_none() {
+                if bytes < SMALL_BYTES && mark.due().is_none() {
                     self.large_reads = 0;
                 }
                 self.held = Held::Piped { pipe, bytes };
@@ -248,7 +253,7 @@ impl Direction {
             Held::Nothing => return Ok(true),
             Held::Copied { bytes, sent } => {
                 let more = write(receiver, &bytes[*sent..], Left::Perhaps)?;
-                self.written += more as u64;
+                self.written += more as u32;
                 *sent += more;
                 if *sent < bytes.len() {
                     return Ok(false);
@@ -258,7 +263,7 @@ impl Direction {
                 while *bytes > 0 {
                     match pipe.drain_to(receiver, *bytes) {
                         Ok(moved) if moved > 0 => {
-                            self.written += moved as u64;
+                            self.written += moved as u32;
                             *bytes = bytes.saturating_sub(moved);
                         }
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),

@@ -147,14 +147,13 @@ impl Proxying {
         let Self { client, connected: Connected { cluster, upstream, .. }, behalf, limits, first } = self;
         // Whether the endpoint waits for the end of the handshake.
         let waits = Cell::new(*first == FirstWord::Ours);
-        let pod = behalf.stats();
         let mut account = |moved: Moved| {
             waits.set(waits.get() && moved.to_endpoint == 0);
             record.bytes_received += moved.from_client;
             record.bytes_sent += moved.to_client;
             stats.downstream_cx_rx_bytes_total.add(moved.from_client);
             stats.downstream_cx_tx_bytes_total.add(moved.to_client);
-            if let Some(pod) = pod {
+            if let Some(pod) = behalf.stats() {
                 pod.downstream_cx_rx_bytes_total.add(moved.from_client);
                 pod.downstream_cx_tx_bytes_total.add(moved.to_client);
             }
@@ -163,30 +162,21 @@ impl Proxying {
         };
         let cut_short = CutShort(&upstream.stream);
         let mut pump = pin!(pump::run(client, &upstream.stream, worker, limits, &mut account));
-        let pumping = async {
-            for turn in 0.. {
-                if let Some(end) = once(pump.as_mut()).await {
-                    return end;
-                }
-                if !waits.get() {
-                    break;
-                }
-                if turn == TURNS {
-                    complete_handshake(&upstream.stream);
-                    break;
-                }
-                tokio::task::yield_now().await;
-            }
-            pump.await
+        let end = match first_turns(pump.as_mut(), &waits, &upstream.stream).await {
+            Some(end) => Ok(end),
+            None => tokio::select! {
+                biased;
+                end = pump => Ok(end),
+                reason = behalf.cut(&worker.shared.drain) => Err(reason),
+            },
         };
-        let ended = tokio::select! {
-            biased;
-            end = pumping => {
+        let ended = match end {
+            Ok(end) => {
                 std::mem::forget(cut_short);
                 ended(end)
             }
-            reason = behalf.cut(&worker.shared.drain) => {
-                reset_on_drop(client);
+            Err(reason) => {
+                reset_on_drop(&self.client);
                 drop(cut_short);
                 Some((ResponseFlags::LOCAL_RESET, reason))
             }
@@ -196,6 +186,26 @@ impl Proxying {
             record.details = Some(details.to_owned());
         }
     }
+}
+
+/// Polls `pump` for the few turns of the worker's loop in which an endpoint that waits for the end of the handshake may get it
+/// with the client's first bytes; then it gets it alone. How the pump ended, if it did.
+async fn first_turns(
+    mut pump: Pin<&mut impl Future<Output = End>>,
+    waits: &Cell<bool>,
+    endpoint: &TcpStream,
+) -> Option<End> {
+    for turn in 0..=TURNS {
+        let end = once(pump.as_mut()).await;
+        if end.is_some() || !waits.get() {
+            return end;
+        }
+        if turn < TURNS {
+            tokio::task::yield_now().await;
+        }
+    }
+    complete_handshake(endpoint);
+    None
 }
 
 /// Dropped with the pump when the agent ends: the endpoint must not take half of what the client sends for all of it.

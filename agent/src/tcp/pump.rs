@@ -98,10 +98,10 @@ impl<A: FnMut(Moved)> Pump<'_, A> {
     /// Reports what moved in this turn; whether anything did.
     fn report(&mut self) -> bool {
         let moved = Moved {
-            from_client: std::mem::take(&mut self.up.read),
-            to_endpoint: std::mem::take(&mut self.up.written),
-            from_endpoint: std::mem::take(&mut self.down.read),
-            to_client: std::mem::take(&mut self.down.written),
+            from_client: std::mem::take(&mut self.up.read).into(),
+            to_endpoint: std::mem::take(&mut self.up.written).into(),
+            from_endpoint: std::mem::take(&mut self.down.read).into(),
+            to_client: std::mem::take(&mut self.down.written).into(),
         };
         let any = moved != Moved::default();
         if any {
@@ -129,9 +129,7 @@ impl<A: FnMut(Moved)> Pump<'_, A> {
                 tokio::task::yield_now().await;
                 continue;
             }
-            let idle_at = limits.idle.map(|idle| last_move + idle);
-            let wanted = [idle_at, limits.deadline, self.up.waits_until(), self.down.waits_until()];
-            let next = wanted.into_iter().flatten().min();
+            let next = self.next(limits, last_move);
             let ready = {
                 let mut ready = pin!(self.ready());
                 poll_fn(|cx| match (ready.as_mut().poll(cx), next) {
@@ -146,11 +144,10 @@ impl<A: FnMut(Moved)> Pump<'_, A> {
                 Some(Err(end)) => return end,
                 None => {
                     let now = Instant::now();
-                    let has_passed = |moment: Option<Instant>| moment.is_some_and(|moment| moment <= now);
-                    if has_passed(limits.deadline) {
+                    if limits.deadline.is_some_and(|deadline| deadline <= now) {
                         return End::Deadline;
                     }
-                    if has_passed(idle_at) {
+                    if limits.idle.is_some_and(|idle| last_move + idle <= now) {
                         return End::Idle;
                     }
                     self.up.ask_for_rest(self.client, now);
@@ -158,6 +155,12 @@ impl<A: FnMut(Moved)> Pump<'_, A> {
                 }
             }
         }
+    }
+
+    /// What the timer is set to.
+    fn next(&self, limits: &Limits, last_move: Instant) -> Option<Instant> {
+        let idle = limits.idle.map(|idle| last_move + idle);
+        [idle, limits.deadline, self.up.waits_until(), self.down.waits_until()].into_iter().flatten().min()
     }
 
     /// Moves what can be moved without waiting, and tells each side of the other's end. When both have ended they learn
