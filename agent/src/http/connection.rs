@@ -4,20 +4,13 @@
 //! done, a tunnel, a polite close, or nothing. The pipeline gets a [`ConnectionEnd`] for its record.
 
 use std::cell::{Cell, RefCell};
-use std::convert::Infallible;
-use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use bytes::BytesMut;
 use http::StatusCode;
-use hyper::body::Incoming;
-use hyper::server::conn::http2;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -28,26 +21,16 @@ use crate::telemetry::ResponseFlags;
 use crate::telemetry::record::ConnectionInfo;
 use crate::worker::Worker;
 
-use super::codec_body::Downstream;
 use super::gate::{Gate, Wire};
 use super::h1;
 use super::h1::server::{Rest, Spoken};
+use super::http2;
 use super::refusal::Refusal;
-use super::service;
 use super::tunnel::Tunnel;
-use super::upstream_io::LocalExecutor;
 use super::{CodecType, ConnectionContext, ConnectionEnd, HttpConnectionManager};
 
 /// How long an HTTP/2 client that was told to end may take to agree.
 const FAREWELL: Duration = Duration::from_secs(1);
-
-/// HTTP/2 flow control towards clients, in bytes.
-const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
-const CONNECTION_WINDOW_BYTES: u32 = 8 * STREAM_WINDOW_BYTES;
-/// Requests at once on one HTTP/2 connection: Envoy's default is 1024 here.
-const MAX_CONCURRENT_STREAMS: u32 = 1024;
-/// Room above the configured limit, so that the agent's own check answers and records what is too large.
-const HEADER_LIST_SLACK: u32 = 64 * 1024;
 
 /// What a connection's requests share.
 pub struct Connection {
@@ -205,7 +188,7 @@ impl Connection {
     }
 
     /// Resolves when there is no point in waiting for the client any longer.
-    async fn abandoned(&self) {
+    pub async fn abandoned(&self) {
         let silent = async {
             self.idle().await;
             // The codec has been told to end; an HTTP/2 client has to agree, and may never do so.
@@ -225,7 +208,7 @@ impl Connection {
     }
 
     /// Resolves when no request was in flight for the idle timeout.
-    async fn idle(&self) {
+    pub async fn idle(&self) {
         let Some(timeout) = self.manager.idle_timeout else { return std::future::pending().await };
         loop {
             let deadline = match self.active.get() {
@@ -328,7 +311,7 @@ async fn finish(connection: &Rc<Connection>, rest: Rest) {
     match rest {
         Rest::Nothing => {}
         Rest::Linger(lingering) => unless_forced(connection, lingering).await,
-        Rest::Http2(stream, first) => unless_forced(connection, serve_http2(connection, stream, first)).await,
+        Rest::Http2(stream, first) => unless_forced(connection, http2::serve(connection, stream, first)).await,
         Rest::Tunnel(stream, first, tunnel) => {
             let gate = Gate::new(stream, BytesMut::new(), connection.wire.clone());
             unless_forced(connection, tunnel.run(gate, first)).await;
@@ -343,70 +326,4 @@ async fn unless_forced(connection: &Connection, served: impl Future<Output = ()>
         () = served => {}
         () = drain.closing() => connection.force_closed(),
     }
-}
-
-async fn serve_http2(connection: &Rc<Connection>, stream: TcpStream, first: BytesMut) {
-    let manager = &connection.manager;
-    manager.stats.downstream_cx_http2_total.inc();
-    let gate = Gate::new(stream, first, connection.wire.clone());
-    let shared = connection.clone();
-    let service = service_fn(move |request: http::Request<Incoming>| {
-        let (head, body) = request.into_parts();
-        // In an allocation of its own: the codec moves it several times before it is polled.
-        let served = Box::pin(service::serve(shared.clone(), Box::new(head), Downstream::Hyper(body)));
-        async move { Ok::<_, Infallible>(served.await) }
-    });
-    let mut codec = http2::Builder::new(LocalExecutor)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
-        .max_header_list_size(manager.max_request_headers_kb * 1024 + HEADER_LIST_SLACK)
-        .serve_connection(TokioIo::new(gate), service);
-    if let Some(Err(error)) = run(connection, &mut codec, |codec| codec.graceful_shutdown()).await {
-        note_error(connection, &error);
-    }
-}
-
-/// Drives the codec to its end; tells it to come to one when the agent drains or the connection is idle. `None` when the
-/// client kept it from coming to one.
-async fn run<C: Future<Output = hyper::Result<()>> + Unpin>(
-    connection: &Connection,
-    codec: &mut C,
-    finish: impl Fn(Pin<&mut C>),
-) -> Option<hyper::Result<()>> {
-    let drain = connection.worker.shared.drain.clone();
-    let mut end = std::pin::pin!(async {
-        tokio::select! {
-            () = drain.draining() => {}
-            () = connection.idle() => {}
-        }
-    });
-    let mut abandoned = std::pin::pin!(connection.abandoned());
-    let mut ending = false;
-    poll_fn(|cx| {
-        if !ending && end.as_mut().poll(cx).is_ready() {
-            ending = true;
-            finish(Pin::new(codec));
-        }
-        if abandoned.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(None);
-        }
-        Pin::new(&mut *codec).poll(cx).map(Some)
-    })
-    .await
-}
-
-fn note_error(connection: &Connection, error: &hyper::Error) {
-    tracing::debug!(error = error as &dyn std::error::Error, "a client's connection ended with an error");
-    let protocol_error = error.is_parse() || is_http2_protocol_error(error);
-    if protocol_error {
-        connection.note(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, format!("codec_error: {error}"));
-    } else if error.is_incomplete_message() {
-        connection.note(ResponseFlags::DOWNSTREAM_TERMINATION, "downstream_remote_disconnect");
-    }
-}
-
-fn is_http2_protocol_error(error: &hyper::Error) -> bool {
-    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
-    source.is_some_and(|error| error.is_library() && error.reason() != Some(h2::Reason::NO_ERROR))
 }

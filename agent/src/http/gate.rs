@@ -1,6 +1,6 @@
 //! The client's socket as a codec or a tunnel sees it: counted, and watched for a client that takes nothing.
 //!
-//! Before: the accepted socket. After: hyper's server codec for HTTP/2, or a tunnel. The server of HTTP/1 has the socket
+//! Before: the accepted socket. After: the server of HTTP/2, or a tunnel. The server of HTTP/1 has the socket
 //! itself, and counts in the same [`Wire`].
 
 use std::cell::Cell;

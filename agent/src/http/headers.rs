@@ -242,6 +242,15 @@ const INTERNAL: [&str; 16] = [
     "x-forwarded-client-cert",
 ];
 
+/// Takes away what a message of HTTP/2 must not have (RFC 9113 section 8.2.2).
+pub fn strip_connection(headers: &mut HeaderMap) {
+    for name in
+        [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE, header::TE, KEEP_ALIVE, PROXY_CONNECTION]
+    {
+        headers.remove(name);
+    }
+}
+
 /// A response's headers on the way to the client.
 pub fn sanitize_response(headers: &mut HeaderMap) {
     let rules = Rules::of(headers);

@@ -1,6 +1,6 @@
 //! The request's body on its way to an endpoint: streamed, counted, and read again for another try where that is possible.
 //!
-//! Before: hyper's server side. After: hyper's client side, one [`RequestBody`] for each try. Nothing is kept unless the
+//! Before: [`super::codec_body`]. After: the codec of the endpoint's side, one [`RequestBody`] for each try. Nothing is kept unless the
 //! route has a retry policy, and then never more than [`MAX_KEPT_BYTES`].
 
 use std::cell::RefCell;

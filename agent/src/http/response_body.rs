@@ -1,6 +1,6 @@
 //! The response's body on its way to the client: streamed, counted, watched by the clock.
 //!
-//! Before: [`super::codec_body`], or a local answer. After: hyper's server side. It owns the [`Exchange`]: when the body ends,
+//! Before: [`super::codec_body`], or a local answer. After: the codec of the client's side. It owns the [`Exchange`]: when the body ends,
 //! so does the exchange. An endpoint that breaks off becomes an error here, and so a reset for the client: never a
 //! response that looks complete.
 
@@ -135,6 +135,14 @@ impl Streamed {
         ResponseBodyError::Upstream(error)
     }
 
+    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<ResponseBodyError> {
+        if self.ended {
+            // The endpoint has done its part.
+            self.clock.route = None;
+        }
+        self.clock.poll_expired(cx).map(|expired| self.expired(expired))
+    }
+
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ResponseBodyError>>> {
         if self.ended {
             return Poll::Ready(None);
@@ -156,6 +164,16 @@ impl Streamed {
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
+        }
+    }
+}
+
+impl ResponseBody {
+    /// Ready when its time is over while the client takes nothing of what was read. Then it breaks off.
+    pub fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<ResponseBodyError> {
+        match &mut self.0 {
+            Kind::Streamed(streamed) => streamed.poll_stalled(cx),
+            Kind::None | Kind::Local(_) => Poll::Pending,
         }
     }
 }

@@ -267,7 +267,7 @@ async fn send_http2(
     match sent {
         Ok(response) => {
             ticket.stream = Some(stream);
-            let response = response.map(UpstreamBody::Hyper);
+            let response = response.map(UpstreamBody::Http2);
             Ok(Answer { response, ticket })
         }
         Err(mut error) => {

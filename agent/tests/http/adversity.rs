@@ -135,6 +135,46 @@ fn a_client_that_stops_reading_holds_nothing_for_longer_than_the_idle_timeout() 
     });
 }
 
+/// Asks for `/big` on `client` and takes nothing of it. How the stream ended, by the reason that it was reset with.
+async fn take_nothing(client: &mut h2::client::SendRequest<bytes::Bytes>) -> Option<h2::Reason> {
+    let request = http::Request::get("http://h/big").body(()).unwrap();
+    let mut body = client.send_request(request, true).unwrap().0.await.unwrap().into_body();
+    // What the window had room for comes first; without its release nothing more does.
+    while let Some(data) = body.data().await {
+        if let Err(error) = data {
+            return error.reason();
+        }
+    }
+    None
+}
+
+#[test]
+fn an_http2_client_that_grants_a_stream_no_window_holds_it_no_longer_than_its_timeouts() {
+    type Change = fn(&mut HttpConnectionManager);
+    let idle: Change = |manager| manager.stream_idle_timeout = SHORT;
+    let route: Change = |manager| manager.stream_idle_timeout = None;
+    for (change, route_timeout, flags) in [(idle, None, "SI"), (route, SHORT, "UT")] {
+        local(async {
+            let cluster = Arc::new(cluster("c", &[big(MUCH, false).await]));
+            let mut action = to(&cluster);
+            action.timeout = route_timeout;
+            let mut manager = manager(vec![row("/", Action::Route(Box::new(action)))]);
+            change(&mut manager);
+            let proxy = Proxy::new(manager, &[]).await;
+            let (mut client, connection) = h2::client::handshake(proxy.connect().await).await.unwrap();
+            tokio::task::spawn_local(connection);
+            assert_eq!(take_nothing(&mut client).await, Some(h2::Reason::INTERNAL_ERROR));
+            let record = proxy.records.one().await;
+            assert_eq!((record.status, record.flags.to_string().as_str()), (200, flags));
+            assert!(record.bytes_sent < MUCH as u64);
+            assert_eq!(cluster.stats.upstream_rq_active.value(), 0);
+            let request = http::Request::get("http://h/other").body(()).unwrap();
+            let other = client.send_request(request, true).unwrap().0.await.unwrap();
+            assert_eq!(other.status(), 200, "the connection goes on");
+        });
+    }
+}
+
 #[test]
 fn a_client_that_says_nothing_is_closed_when_only_http2_is_spoken() {
     local(async {

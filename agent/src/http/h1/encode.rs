@@ -3,14 +3,12 @@
 //! Before: a head and what is known of its body. After: a buffer that goes to the socket, and the [`Framing`] in which
 //! the body follows. Knows nothing of sockets. Names are written in lower case and in the order of the map.
 
-use std::cell::RefCell;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, StatusCode, Version};
 use http_body::Body;
 
+use crate::http::date;
 use crate::http::field::lists;
 
 /// What is known of a body before it is sent.
@@ -91,7 +89,9 @@ pub fn response(
     }
     let framing = response_framing(out, to, may, seen.content_length, length);
     if !seen.date {
-        date(out);
+        out.extend_from_slice(b"date: ");
+        date::with(|value| out.extend_from_slice(value.as_bytes()));
+        out.extend_from_slice(b"\r\n");
     }
     out.extend_from_slice(b"\r\n");
     framing
@@ -288,44 +288,6 @@ fn response_framing(out: &mut Vec<u8>, to: ResponseTo<'_>, may: May, written: Op
     if may.body { framing } else { Framing::None }
 }
 
-/// `date`, as it is written: cached for the second.
-struct Date {
-    text: [u8; DATE_BYTES],
-    /// From here on it is another one.
-    until: SystemTime,
-}
-
-/// `Sun, 06 Nov 1994 08:49:37 GMT`.
-const DATE_BYTES: usize = 29;
-
-thread_local! {
-    static DATE: RefCell<Date> = const { RefCell::new(Date { text: [0; DATE_BYTES], until: UNIX_EPOCH }) };
-}
-
-fn date(out: &mut Vec<u8>) {
-    DATE.with_borrow_mut(|date| {
-        let now = SystemTime::now();
-        // A clock that was set back is believed as well.
-        if now >= date.until || date.until > now + Duration::from_secs(1) {
-            date.render(now);
-        }
-        out.extend_from_slice(b"date: ");
-        out.extend_from_slice(&date.text);
-        out.extend_from_slice(b"\r\n");
-    });
-}
-
-impl Date {
-    fn render(&mut self, now: SystemTime) {
-        let second = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let text = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(second));
-        if text.len() == DATE_BYTES {
-            self.text.copy_from_slice(text.as_bytes());
-        }
-        self.until = UNIX_EPOCH + Duration::from_secs(second + 1);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -399,7 +361,7 @@ mod tests {
         let text = String::from_utf8(out).expect("text");
         let date = text.split_once("date: ").and_then(|(_, rest)| rest.split_once("\r\n\r\n")).expect("a date").0;
         let date = httpdate::parse_http_date(date).expect("a date");
-        assert!(date.elapsed().expect("past") < Duration::from_secs(60));
+        assert!(date.elapsed().expect("past") < std::time::Duration::from_secs(60));
     }
 
     #[test]
