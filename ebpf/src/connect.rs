@@ -66,16 +66,8 @@ pub fn run(ctx: &SockAddrContext, family: Family) -> i32 {
     let found = sockets.found();
     let role = found.and_then(|state| state.role());
     let (verdict, now_ns) = verdict(addr, sk, family, destination, (netns_cookie, chosen), role, settings);
-    let counter = carry_out(
-        verdict,
-        addr,
-        sockets,
-        family,
-        destination,
-        (netns_cookie, pid),
-        (found.is_some(), now_ns),
-        settings,
-    );
+    let counter =
+        carry_out(verdict, addr, sockets, family, destination, (netns_cookie, pid, found.is_some(), now_ns), settings);
     hook::count(counter);
     hook::trace(|| event((netns_cookie, pid), destination, counter));
     if matches!(verdict, Verdict::Refuse(_)) { DENY } else { PROCEED }
@@ -242,8 +234,7 @@ fn carry_out(
     sockets: Sockets,
     family: Family,
     destination: Endpoint,
-    (netns_cookie, pid): (u64, u32),
-    (remembered, now_ns): (bool, u64),
+    (netns_cookie, pid, remembered, now_ns): (u64, u32, bool, u64),
     settings: &Settings,
 ) -> Counter {
     match verdict {
